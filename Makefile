@@ -1,0 +1,50 @@
+# lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help boot test lint export run-notebooks bench clean
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# What an environment is made from: change one of these and the next make brings it up to date.
+METADATA := settings.ini setup.py pyproject.toml
+# Workers of pytest. More than the cores there are only makes tests wait for each other.
+JOBS ?= 2
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+boot: $(VENV)/.run-time ## boot the tiny Guest: a prompt on a terminal, else a visit that proves each device
+	@$(PY) tools/boot.py
+
+test: $(VENV)/.dev ## all the tests: exports, lint, types, notebooks, pytest
+	@$(PY) tools/check_export.py
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m pytest -n $(JOBS)
+
+lint: $(VENV)/.dev ## ruff and mypy
+	@$(PY) -m ruff check
+	@$(PY) -m mypy
+
+export: $(VENV)/.dev ## write lguest_nb/ and README.md from the notebooks
+	@$(VENV)/bin/nbdev_export
+	@$(PY) tools/readme.py
+
+run-notebooks: $(VENV)/.dev ## run every notebook and save its outputs in place
+	@$(PY) tools/run_notebooks.py
+
+bench: $(VENV)/.dev ## measure start-up and the rings
+	@$(PY) tools/bench.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist _proc _docs *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.run-time: $(METADATA)
+	@sh tools/environment.sh $(VENV) '$(PYTHON)'
+	@touch $@
+
+$(VENV)/.dev: $(METADATA) tools/environment.sh tools/test_packages.sh
+	@sh tools/test_packages.sh
+	@sh tools/environment.sh $(VENV) '$(PYTHON)' dev
+	@touch $(VENV)/.run-time $@

@@ -1,0 +1,45 @@
+"""Packaging metadata comes from settings.ini, which nbdev reads too; edit it there, not here."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(HERE / "settings.ini", encoding="utf-8")
+settings = parser["DEFAULT"]
+
+package = settings["lib_path"]
+has_unicorn = " or ".join(f'platform_machine == "{machine}"' for machine in settings["soft_machines"].split())
+
+setup(
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords=settings["keywords"].split(),
+    author=settings["author"],
+    author_email=settings["author_email"],
+    url=settings["git_url"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Framework :: Jupyter",
+        "Intended Audience :: Education",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: System :: Emulators",
+    ],
+    packages=find_packages(include=[package, f"{package}.*"]),
+    package_data={package: ["data/**"]},
+    install_requires=[
+        *settings["requirements"].split(),
+        *(f"{requirement}; {has_unicorn}" for requirement in settings["soft_requirements"].split()),
+    ],
+    extras_require={"dev": settings["dev_requirements"].split()},
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "nbdev": [f"{package}={package}._modidx:d"],
+    },
+)

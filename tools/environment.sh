@@ -1,0 +1,27 @@
+#!/bin/sh
+# environment.sh VENV PYTHON [EXTRA]: make the virtual environment, or bring it up to date, with this project in it.
+# Needs Python and its venv module, and nothing else: no compiler, no root.
+set -eu
+venv=$1 python=$2 extra=${3-}
+
+say() { printf '%s\n' "$*" >&2; }
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    say "lguest-nb needs Python 3.11 or newer as '$python', and found $("$python" --version 2>&1 || true)." \
+        "Name another one: make PYTHON=/path/to/python3."
+    exit 2
+fi
+if [ ! -x "$venv/bin/pip" ]; then
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        say "'$python' cannot make virtual environments; Debian keeps that part in a package of its own: apt-get install python3-venv"
+        exit 2
+    fi
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+fi
+printf 'Installing lguest-nb%s into %s ... ' "${extra:+ with what its tests need}" "$venv" >&2
+if ! "$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2; then
+    say "pip could not install lguest-nb; what it said is above. The first time it needs a package index within reach."
+    exit 2
+fi
+say done.

@@ -13,7 +13,7 @@ from .device import Device, Service
 from .host import Host
 from .vring import USED_NO_NOTIFY, Stopped, Virtqueue
 
-# %% ../nbs/30_threads.ipynb #fca56e43
+# %% ../nbs/30_threads.ipynb #864ab0e3
 class ServiceThread(threading.Thread):
     "Serves one virtqueue for ever: `while True: service(vq)`."
 
@@ -33,6 +33,7 @@ class ServiceThread(threading.Thread):
         except Stopped:
             pass
         except BaseException as e:
+            e.add_note(f"in the thread of {self.vq.name}")
             self.failed(e)
 
 # %% ../nbs/30_threads.ipynb #e908c78a

@@ -49,7 +49,7 @@ def ring_size(
     "Bytes of a 2009 ring in one piece (`vring_size(num, 4096)`)."
     return ring_at(0, num).used + 2 * 2 + 8 * num
 
-# %% ../nbs/10_vring.ipynb #0adca703
+# %% ../nbs/10_vring.ipynb #65e2717d
 class BrokenRing(GuestError):
     "A ring which no driver should ever write: there is no sane way to go on with this queue."
 
@@ -77,19 +77,6 @@ class Chain:
     def in_views(self) -> list[memoryview]:
         "The bytes the Guest wants written, in order; write here and then say how many in `add_used`."
         return [self.memory.u8[a : a + n] for a, n in self.writable]
-
-    def written(
-        self,
-        count: int,  # bytes, from the start of the writable part
-    ) -> list[tuple[int, int]]:
-        "The address ranges which the first `count` writable bytes fall on."
-        ranges = []
-        for address, length in self.writable:
-            if count <= 0:
-                break
-            ranges.append((address, min(length, count)))
-            count -= length
-        return ranges
 
 # %% ../nbs/10_vring.ipynb #432b8fc3
 def _check_indirect(memory: GuestMemory, address: int, length: int, flags: int, allowed: bool) -> None:
@@ -205,7 +192,7 @@ def full_barrier() -> None:
     _fence.acquire()
     _fence.release()
 
-# %% ../nbs/10_vring.ipynb #6e9f7be9
+# %% ../nbs/10_vring.ipynb #d43203a9
 def _nobody(*_: object) -> None:
     "Where interrupts go until a Bus connects the queue."
 
@@ -280,8 +267,8 @@ class Virtqueue:
         length: int,  # bytes written, from the start of the writable part
     ) -> None:
         "Give a chain back. The Guest may look at once; `trigger` tells it to."
-        if length:
-            self.wrote(chain.written(length))
+        if chain.writable:
+            self.wrote(chain.writable)
         u32 = self.memory.u32
         slot = (self.ring.used >> 2) + 1 + 2 * (self.used_idx % self.num)
         u32[slot], u32[slot + 1] = chain.head, length

@@ -33,7 +33,7 @@ export: $(VENV)/.dev ## write lguest_nb/ and README.md from the notebooks
 run-notebooks: $(VENV)/.dev ## run every notebook and save its outputs in place
 	@$(PY) tools/run_notebooks.py
 
-bench: $(VENV)/.dev ## measure start-up and the rings
+bench: $(VENV)/.run-time ## measure how fast the tiny Guest starts, and its memory
 	@$(PY) tools/bench.py
 
 clean: ## remove what make made
@@ -45,6 +45,6 @@ $(VENV)/.run-time: $(METADATA)
 	@touch $@
 
 $(VENV)/.dev: $(METADATA) tools/environment.sh tools/test_packages.sh
-	@sh tools/test_packages.sh
+	@PYTHON='$(PYTHON)' sh tools/test_packages.sh
 	@sh tools/environment.sh $(VENV) '$(PYTHON)' dev
 	@touch $(VENV)/.run-time $@

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Request', 'Used', 'DriverError', 'Driver']
 
-# %% ../nbs/12_driver.ipynb #b46aa633
+# %% ../nbs/12_driver.ipynb #65b97f0d
 import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .memory import GuestMemory
 from lguest_nb.vring import (
     AVAIL_NO_INTERRUPT,
     DESC,

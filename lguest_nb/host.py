@@ -49,7 +49,7 @@ class Bus(Protocol):
         "Called on the CPU thread, with the Guest standing still. What it raises comes out of `Host.run`."
         ...
 
-# %% ../nbs/35_host.ipynb #96be186c
+# %% ../nbs/35_host.ipynb #da2c05ef
 class Host(Protocol):
     "Who runs the Guest's CPU, and carries kicks to us and interrupts to it."
 
@@ -95,6 +95,10 @@ class Host(Protocol):
 
     def stop(self) -> None:
         "Make `run` return `stopped` soon. Any thread, any time."
+        ...
+
+    def report(self) -> str:
+        "What the Host did and what it cost, as lines for a person to read; empty if it kept no count."
         ...
 
     def close(self) -> None:

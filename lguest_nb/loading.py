@@ -83,7 +83,7 @@ def read_into(
             raise LoadError(f"Reading offset {offset} length {length} gave {done}: the file is cut short.")
         done += count
 
-# %% ../nbs/05_loading.ipynb #de727184
+# %% ../nbs/05_loading.ipynb #08a0cf9e
 _EHDR = struct.Struct("<16sHHIIIIIHHHHHH")  # Elf32_Ehdr, 52 bytes
 _PHDR = struct.Struct("<8I")  # Elf32_Phdr: type, offset, vaddr, paddr, filesz, memsz, flags, align
 _ET_EXEC, _EM_386, _PT_LOAD = 2, 3, 1
@@ -126,7 +126,7 @@ def elf_segments(
     file.seek(phoff)
     table = file.read(phnum * phentsize)
     if len(table) != phnum * phentsize:
-        raise LoadError(f"Reading program headers: {phnum * phentsize} bytes at {phoff}, and the file gave {len(table)}.")
+        raise LoadError(f"Reading program headers: {len(table)} of {phnum * phentsize} bytes at {phoff}.")
     segments = []
     for i, (p_type, offset, _, paddr, filesz, memsz, _, _) in enumerate(_PHDR.iter_unpack(table)):
         if p_type == _PT_LOAD:

@@ -7,7 +7,7 @@ __all__ = ['VIRTQUEUE_NUM', 'DESC_NEXT', 'DESC_WRITE', 'DESC_INDIRECT', 'AVAIL_N
            'RingLayout', 'ring_at', 'ring_size', 'BrokenRing', 'Segment', 'Chain', 'walk_chain', 'Stopped', 'Doorbell',
            'Wakeup', 'full_barrier', 'Virtqueue']
 
-# %% ../nbs/10_vring.ipynb #8fc23164
+# %% ../nbs/10_vring.ipynb #45dc8a0c
 import os
 import select
 import struct
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .memory import GuestError, GuestMemory, LguestError, page_up
+from .memory import GuestError, GuestMemory, page_up
 
 # %% ../nbs/10_vring.ipynb #84063865
 VIRTQUEUE_NUM = 256  # lguest.c: entries of every ring of every device
@@ -123,7 +123,7 @@ def walk_chain(
             raise BrokenRing(f"Desc next is {after}, but the table has {entries} descriptors.")
         index = after
 
-# %% ../nbs/10_vring.ipynb #9817397a
+# %% ../nbs/10_vring.ipynb #187c5430
 class Stopped(Exception):
     "Raised in a service thread which is asked to end; not an error."
 
@@ -146,7 +146,7 @@ class Wakeup:
     def sleep(self) -> None:
         "Wait for a kick. Raises `Stopped`."
         if not self.stopping:
-            os.eventfd_read(self.kicks)
+            os.read(self.kicks, 8)  # and not os.eventfd_read, which a signal interrupts
         self.check()
 
     def sleep_on(

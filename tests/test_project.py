@@ -54,6 +54,12 @@ def test_the_notebooks_with_fixed_names_are_there() -> None:
     assert set(FIXED_NAMES) <= {notebook.stem for notebook in NOTEBOOKS}
 
 
+def test_the_tour_lists_every_notebook_in_order() -> None:
+    tour = "".join(source(cell) for cell in cells(ROOT / "nbs" / "index.ipynb", "markdown"))
+    listed = re.findall(r"^\| \[(\w+)\]\(\1\.ipynb\)", tour, re.MULTILINE)
+    assert listed == [notebook.stem for notebook in NOTEBOOKS if notebook.stem != "index"]
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 class TestNotebook:
     def test_begins_with_its_title_and_one_line(self, notebook: Path) -> None:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "nbs" / "index.ipynb"
 README = ROOT / "README.md"
 
-DIRECTIVE = re.compile(r"^#\|\s*(\S+?):?(?:\s+(.*?))?\s*$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^#\|[ \t]*(\S+?):?(?:[ \t]+(.*?))?[ \t]*$", re.MULTILINE)
 NOTEBOOK_LINK = re.compile(r"\]\((?!\w+:|/|#|\.\./)([^)]+)\)")
 
 

@@ -113,7 +113,7 @@ def open_disk(
         raise LguestError(f"The disk {path} {fault}; `{cure}` would mend that.")
     return fd, size
 
-# %% ../nbs/24_block.ipynb #b09234c5
+# %% ../nbs/24_block.ipynb #59f7d7a8
 class Block(Device):
     "A disk: one queue of requests, and a file. Virtio 1.2 §5.2; `blk_request` in lguest.c."
 
@@ -173,7 +173,7 @@ class Block(Device):
 
     def _fits(self, sector: int, length: int) -> bool:
         "Are `length` bytes from `sector` whole sectors, and all of them on the disk?"
-        return length % SECTOR == 0 and sector * SECTOR <= self.size and length <= self.size - sector * SECTOR
+        return length % SECTOR == 0 and length <= self.size - sector * SECTOR
 
     def _write(self, request: BlockRequest, check: Callable[[], None]) -> int:
         offset, length = request.sector * SECTOR, total(request.to_disk)

@@ -274,9 +274,7 @@ def test_what_is_no_request_comes_back_with_length_0(
 
 
 @pytest.mark.parametrize("kind", [T_SCSI_CMD, T_SCSI_CMD | T_OUT, T_SCSI_CMD | T_BARRIER])
-def test_scsi_is_unsupported_whatever_else_is_asked(
-    lab: Lab, caplog: pytest.LogCaptureFixture, kind: int
-) -> None:
+def test_scsi_is_unsupported_whatever_else_is_asked(lab: Lab, caplog: pytest.LogCaptureFixture, kind: int) -> None:
     assert lab.write(0, b"s" * SECTOR, kind) == (S_UNSUPP, 1)
     assert lab.content() == CONTENT
     assert caplog.messages == ["Scsi commands unsupported"]
@@ -391,6 +389,13 @@ def test_short_reads_and_writes_are_continued(lab: Lab, monkeypatch: pytest.Monk
     assert lab.write(4, bytes(reversed(CONTENT[:SECTOR]))) == (S_OK, 1)
     assert lab.content()[4 * SECTOR : 5 * SECTOR] == CONTENT[:SECTOR][::-1]
     assert calls == [at + 7 * i for at in (SECTOR, 4 * SECTOR) for i in range(74)]
+
+
+def test_a_write_which_lands_in_part_is_no_success(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwritev, takes = os.pwritev, [100, 0]
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, at: pwritev(fd, split(views, takes.pop(0))[0], at))
+    assert lab.write(0, b"w" * SECTOR) == (S_IOERR, 1)
+    assert takes == []
 
 
 def test_no_call_has_more_buffers_than_linux_takes(tmp_path: Path) -> None:
@@ -526,7 +531,7 @@ def test_a_thread_serves_a_burst(lab: Lab) -> None:
         except Stopped:
             pass
 
-    thread = threading.Thread(target=serve_for_ever)
+    thread = threading.Thread(target=serve_for_ever, daemon=True)
     thread.start()
     for sector in range(SECTORS):
         lab.driver.add(out=[HEADER.pack(0, 0, sector)], into=[SECTOR, 1])

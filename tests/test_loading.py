@@ -113,9 +113,7 @@ class TestElf:
 
     @pytest.mark.parametrize("phoff", [80, 1 << 31, 0xFFFFFFFF])
     def test_program_headers_beyond_the_file_are_refused(self, memory, file, phoff: int) -> None:
-        with pytest.raises(
-            LoadError, match=f"Reading program headers: 32 bytes at {phoff}, and the file gave"
-        ):
+        with pytest.raises(LoadError, match=f"Reading program headers: 32 bytes at {phoff}, and the file gave"):
             load_kernel(memory, file(forge_elf(phoff=phoff)))
 
     @pytest.mark.parametrize(
@@ -138,9 +136,7 @@ class TestElf:
             ([Piece(kind=4)], {}, "loads nothing there"),
         ],
     )
-    def test_what_does_not_fit_is_refused_before_memory_is_touched(
-        self, memory, file, pieces, header, said
-    ) -> None:
+    def test_what_does_not_fit_is_refused_before_memory_is_touched(self, memory, file, pieces, header, said) -> None:
         with pytest.raises(LoadError, match=said):
             load_kernel(memory, file(forge_elf(*pieces, **header)))
         assert memory.read(0, memory.size) == bytes(memory.size)
@@ -225,9 +221,7 @@ class TestBzImage:
 
     @pytest.mark.parametrize("entry", [0, 0xFFFFF, 0x100003])
     def test_it_must_start_within_itself(self, memory, file, entry: int) -> None:
-        with pytest.raises(
-            LoadError, match=f"would start at {entry:#x}, and it lies from 0x100000 to 0x100003"
-        ):
+        with pytest.raises(LoadError, match=f"would start at {entry:#x}, and it lies from 0x100000 to 0x100003"):
             load_kernel(memory, file(forge_bzimage(entry=entry)))
 
 
@@ -257,9 +251,7 @@ class TestWrongFiles:
     )
     def test_what_is_no_kernel_is_called_by_its_name(self, memory, file, head: bytes, name: str) -> None:
         assert what_is(head).startswith(name)
-        with pytest.raises(
-            LoadError, match=f"This doesn't look like a bzImage to me: .* is {name}.* I can boot"
-        ):
+        with pytest.raises(LoadError, match=f"This doesn't look like a bzImage to me: .* is {name}.* I can boot"):
             load_kernel(memory, file(head))
 
 

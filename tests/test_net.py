@@ -67,7 +67,7 @@ class Lab:
             except Stopped:
                 pass
 
-        thread = threading.Thread(target=serve_for_ever)
+        thread = threading.Thread(target=serve_for_ever, daemon=True)
         thread.start()
         return thread
 
@@ -228,9 +228,7 @@ def test_a_packet_which_fits_exactly_is_a_packet(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("room", [len(PACKET) - 1, 11, 1])
-def test_a_packet_which_does_not_fit_is_lost_alone(
-    lab: Lab, caplog: pytest.LogCaptureFixture, room: int
-) -> None:
+def test_a_packet_which_does_not_fit_is_lost_alone(lab: Lab, caplog: pytest.LogCaptureFixture, room: int) -> None:
     for _ in range(3):
         lab.wire.send(PACKET)
         assert lab.receive(room) == (0, b"")
@@ -433,9 +431,7 @@ def test_a_mac_is_six_bytes_exactly(where: str, mac: str) -> None:
         parse_tunnet(f"{where}:{mac}")
 
 
-@pytest.mark.parametrize(
-    "mac", ["0g:00:00:00:00:01", "002:00:00:00:00:01", "02-00-00-00-00-01", " 2:0:0:0:0:1"]
-)
+@pytest.mark.parametrize("mac", ["0g:00:00:00:00:01", "002:00:00:00:00:01", "02-00-00-00-00-01", " 2:0:0:0:0:1"])
 def test_a_mac_is_made_of_hex_bytes(mac: str) -> None:
     with pytest.raises(LguestError, match="Failed to parse mac address"):
         parse_tunnet(f"10.0.0.1:{mac}")
@@ -572,9 +568,7 @@ def test_that_checksums_cannot_be_skipped_does_not_matter(kernel: Kernel) -> Non
         ("SIOCSIFFLAGS", errno.EIO, "Bringing interface tap7 up failed: Input/output error"),
     ],
 )
-def test_each_refusal_is_a_sentence_and_leaves_no_tap(
-    kernel: Kernel, what: str, number: int, sentence: str
-) -> None:
+def test_each_refusal_is_a_sentence_and_leaves_no_tap(kernel: Kernel, what: str, number: int, sentence: str) -> None:
     kernel.refuses[what] = number
     with pytest.raises(LguestError, match=sentence):
         setup_tun_net("bridge:br0")

@@ -252,9 +252,7 @@ def play(scene: str) -> None:
     globals()[scene]()
 
 
-@pytest.mark.parametrize(
-    "scene", [name.removeprefix("scene_") for name in dir() if name.startswith("scene_")]
-)
+@pytest.mark.parametrize("scene", [name.removeprefix("scene_") for name in dir() if name.startswith("scene_")])
 def test_on_a_real_tap(scene: str) -> None:
     done = subprocess.run(
         [sys.executable, __file__, f"scene_{scene}"],

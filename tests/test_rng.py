@@ -41,7 +41,7 @@ class Lab:
             except Stopped:
                 pass
 
-        thread = threading.Thread(target=serve_for_ever)
+        thread = threading.Thread(target=serve_for_ever, daemon=True)
         thread.start()
         return thread
 
@@ -209,9 +209,7 @@ def test_an_error_of_the_source_is_a_sentence(lab: Lab, monkeypatch: pytest.Monk
     rng.close()
 
 
-def test_a_source_which_somebody_else_emptied_is_waited_for_again(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_which_somebody_else_emptied_is_waited_for_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     readv, thefts = os.readv, [1, 1, 1]
 
     def sometimes(*arguments: Any) -> int:
@@ -226,9 +224,7 @@ def test_a_source_which_somebody_else_emptied_is_waited_for_again(
     rng.close()
 
 
-def test_no_read_is_longer_than_a_piece_and_each_is_waited_for(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_read_is_longer_than_a_piece_and_each_is_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int | str] = []
     readv, sleep_on = os.readv, lab.vq.wakeup.sleep_on
     monkeypatch.setattr(os, "readv", lambda fd, views: steps.append(len(views[0])) or readv(fd, views))

@@ -140,21 +140,26 @@ static void load_tables(void) {
 #define DEVICES 0xFF800000u                     /* slot 1022: device pages, and the window */
 #define WINDOW 0xFFBFF000u                      /* the last page of it */
 static u32 kernel_pgdir[1024] PAGE_TABLE, user_pgdir[1024] PAGE_TABLE;
-static u32 device_table[1024] PAGE_TABLE, user_table[1024] PAGE_TABLE;
+static u32 first_table[1024] PAGE_TABLE, device_table[1024] PAGE_TABLE, user_table[1024] PAGE_TABLE;
 static u32 next_page, end_of_pages;
 
 static void build_page_tables(void) {
-    u32 *host = (u32 *)lguest_data.pgdir;       /* still mapped low as well, and we need it there */
-    u32 slots = (ram + 0x3fffff) >> 22;
-    end_of_pages = lguest_data.pgdir - slots * PAGE_SIZE;
-    if (slots > 254) slots = 254;
-    lowmem = ram < slots << 22 ? ram : slots << 22;
-    if (end_of_pages > lowmem) end_of_pages = lowmem;
-    for (u32 i = 768; i < 768 + slots; i++)
-        kernel_pgdir[i] = user_pgdir[i] = host[i] & ~4u;    /* 4: ring 3 may come in. No, it may not */
+    u32 i, *host, slots = (ram + 0x3fffff) >> 22;
+
+    for (i = 0; i < 1024 && i < ram / PAGE_SIZE; i++) first_table[i] = i * PAGE_SIZE | 3;
+    lowmem = i * PAGE_SIZE;
+    kernel_pgdir[768] = user_pgdir[768] = pa(first_table) | 3;
     kernel_pgdir[1022] = user_pgdir[1022] = pa(device_table) | 3;
     user_pgdir[32] = pa(user_table) | 7;
     hcall(NEW_PGTABLE, pa(kernel_pgdir), 0, 0);
+
+    host = window(lguest_data.pgdir);
+    for (i = 769; i < 768 + slots && i < 1022 && host[i] & 1; i++)
+        kernel_pgdir[i] = user_pgdir[i] = host[i] & ~4u;    /* 4: ring 3 may come in. No, it may not */
+    hcall(FLUSH_TLB, 1, 0, 0);
+    if (slots > 1) lowmem = i - 768 < slots ? (i - 768) << 22 : ram;
+    end_of_pages = lguest_data.pgdir - slots * PAGE_SIZE;
+    if (end_of_pages > lowmem) end_of_pages = lowmem;
 }
 
 void *take_pages(u32 n) {

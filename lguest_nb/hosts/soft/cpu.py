@@ -229,7 +229,7 @@ class Hooks(Engine):
         super().close()
         self._callbacks.clear()
 
-# %% ../../../nbs/51_cpu.ipynb #a50f3219
+# %% ../../../nbs/51_cpu.ipynb #299d257e
 class Cpu(Hooks):
     "An i386 which can be stopped between any two instructions and tells us of each trap. Raises `HostError`."
 
@@ -315,11 +315,11 @@ class Cpu(Hooks):
 
     def drop_code(
         self,
-        ranges: Iterable[tuple[int, int]],  # physical address of the first byte, and of the one after the last
+        ranges: Iterable[tuple[int, int]],  # physical address and length in bytes of each
     ) -> None:
         "Forget the translations of these bytes. Not while running, and not with unsaved changes in `state`."
         cr0 = self.get(u.CR0)
         self.set(u.CR0, cr0 & ~PAGING)
-        for first, end in ranges:
-            self.control(u.CTL_TB_REMOVE_CACHE, ffi.cast("uint64_t", first), ffi.cast("uint64_t", end))
+        for first, length in ranges:
+            self.control(u.CTL_TB_REMOVE_CACHE, ffi.cast("uint64_t", first), ffi.cast("uint64_t", first + length))
         self.set(u.CR0, cr0)

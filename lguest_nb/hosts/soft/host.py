@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Timer', 'pages_of', 'Machine', 'SoftHost']
 
-# %% ../../../nbs/58_soft_host.ipynb #e0ca78f7
+# %% ../../../nbs/58_soft_host.ipynb #73f07048
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from . import unicorn as u
 from .calibrate import measure
 from .cpu import Cpu
 from .hypercalls import NAMES, Arguments, Ended, Ring
-from .interrupts import HYPERCALL_VECTOR, INVALID_OPCODE, IRQS, Interrupts
+from .interrupts import HYPERCALL_VECTOR, INVALID_OPCODE, IRQS, PROTECTION, Interrupts
 from .page_tables import Walker
 from .segments import KERNEL_DATA_SELECTOR, Switcher, enter_kernel, load_flat
 from .unicorn import ffi
@@ -75,11 +75,11 @@ def pages_of(
         for page in range(address // PAGE_SIZE, (address + length - 1) // PAGE_SIZE + 1)
     }
 
-# %% ../../../nbs/58_soft_host.ipynb #634cbaf2
+# %% ../../../nbs/58_soft_host.ipynb #cd5689f4
 class Machine:
     "A Guest's processor with its tables: what traps do to them. Used on one thread."
 
-    def __init__(self, memory: GuestMemory, boot: BootState, timer: Timer) -> None:
+    def __init__(self, memory: GuestMemory, timer: Timer) -> None:
         self.memory = memory
         self.switcher = Switcher()
         self.cpu = cpu = Cpu(measure(), self.on_trap, self.on_invalid, self.on_code, self.on_store)
@@ -87,9 +87,6 @@ class Machine:
         self.switcher.install(cpu)
         self.tables = Walker(memory, self.switcher, cpu)
         self.interrupts = Interrupts(cpu, self.tables)
-        cpu.set(u.CR4, 0x600)  # OSFXSR, OSXMMEXCPT
-        self.tables.start()
-        cpu.set(u.CR0, 0x80010033)  # PG, WP, NE, ET, MP, PE
         self.calls = Ring(memory, self.switcher, self.tables, self.interrupts, self.notify, timer.arm)
         self.eventfds: dict[int, int] = {}
         self.address: int | None = None  # of a NOTIFY which the Bus has to hear about
@@ -97,6 +94,14 @@ class Machine:
         self.lock = threading.Lock()
         self.code_pages: set[int] = set()
         self.traps = [0] * 256
+        self.dropped = 0
+
+    def reset(self, boot: BootState) -> None:
+        "The processor as a Guest expects it. `lguest_arch_setup_regs` in `drivers/lguest/x86/core.c`."
+        cpu = self.cpu
+        cpu.set(u.CR4, 0x600)  # OSFXSR, OSXMMEXCPT
+        self.tables.start()
+        cpu.set(u.CR0, 0x80010033)  # PG, WP, NE, ET, MP, PE
         cpu.set(u.EFLAGS, 0x202)
         for segment in (cpu.layout.ds, cpu.layout.es):
             load_flat(cpu.state, segment, KERNEL_DATA_SELECTOR, 0x00CFB300)
@@ -126,9 +131,12 @@ class Machine:
         return changed
 
     def on_invalid(self) -> bool:
-        "An instruction the processor does not know."
+        "An instruction the processor does not know; or `int $6`, which Unicorn takes for the same."
         self.traps[INVALID_OPCODE] += 1
-        self.interrupts.by_mistake(INVALID_OPCODE, 0)
+        if self.cpu.state[self.cpu.layout.by_int]:
+            self.interrupts.reflect(PROTECTION, 8 * INVALID_OPCODE + 2)
+        else:
+            self.interrupts.by_mistake(INVALID_OPCODE, 0)
         return True
 
     def on_code(self, pc: int, size: int) -> None:
@@ -176,13 +184,14 @@ class Machine:
             os.close(fd)
         self.eventfds.clear()
 
-# %% ../../../nbs/58_soft_host.ipynb #3b671da0
+# %% ../../../nbs/58_soft_host.ipynb #348622bd
 class SoftHost:
     "A Host in software. See `lguest_nb.host.Host` for the verbs."
 
     def __init__(self, timed: bool = False) -> None:
         self._timed = timed
         self._machine: Machine | None = None
+        self._last: Machine | None = None
         self._timer: Timer | None = None
         self._bus: Bus | None = None
         self._thread = 0
@@ -198,7 +207,12 @@ class SoftHost:
         if self._machine is not None:
             raise HostError("This Host has been started already.")
         self._timer = Timer()
-        self._machine = Machine(memory, boot, self._timer)
+        self._machine = Machine(memory, self._timer)
+        try:
+            self._machine.reset(boot)
+        except BaseException:
+            self.close()
+            raise
         self._machine.lock = self._lock
         self._bus, self._thread = bus, threading.get_ident()
         self._timer.start(lambda: self.interrupt(0))
@@ -296,7 +310,8 @@ class SoftHost:
         cpu.restore()
         with self._lock:
             if self._stale:
-                cpu.drop_code((p * PAGE_SIZE, (p + 1) * PAGE_SIZE) for p in self._stale)
+                cpu.drop_code((p * PAGE_SIZE, PAGE_SIZE) for p in self._stale)
+                machine.dropped += len(self._stale)
                 machine.code_pages -= self._stale
                 self._stale.clear()
             if self._attention:
@@ -319,6 +334,18 @@ class SoftHost:
             return Ending("died", f"the CPU gave up at {cpu.state[cpu.layout.eip]:#x} (error {error})")
         return None
 
+    def stats(self) -> dict[str, object]:
+        "What happened."
+        machine = self._machine or self._last
+        if machine is None:
+            return {}
+        return {
+            "hypercalls": {NAMES[n]: c for n, c in machine.calls.counts.items() if c},
+            "traps": {n: c for n, c in enumerate(machine.traps) if c},
+            "interrupts": {n: c for n, c in enumerate(machine.interrupts.delivered) if c},
+            "dropped": machine.dropped,
+        }
+
     def stop(self) -> None:
         with self._lock:
             self._stopping = True
@@ -331,4 +358,5 @@ class SoftHost:
         if self._machine is not None:
             with self._lock:
                 machine, self._machine = self._machine, None
+                self._last = machine
             machine.close()

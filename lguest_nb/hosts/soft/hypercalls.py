@@ -35,7 +35,7 @@ class Ended(Exception):  # noqa: N818, because it isn't an error
         super().__init__(ending.reason)
         self.ending = ending
 
-# %% ../../../nbs/57_hypercalls.ipynb #94c69861
+# %% ../../../nbs/57_hypercalls.ipynb #c6d8e1cf
 class Hypercalls:
     "Does what the Guest asks for. Calls raise `GuestError` for what killed a Guest in 2009, and `Ended`."
 
@@ -49,7 +49,6 @@ class Hypercalls:
         set_clockevent: Callable[[int], None],  # timer interrupt in so many nanoseconds; 0: no more
     ) -> None:
         self.memory, self.tables, self.interrupts = memory, tables, interrupts
-        self.first_directory = tables.directory
         self.data: LguestData | None = None
         self.next_entry = 0  # of the ring, to look at next
         self.counts = dict.fromkeys(NAMES, 0)
@@ -86,8 +85,10 @@ class Hypercalls:
         raise GuestError("already have lguest_data")
 
     def _shutdown(self, arguments: Arguments) -> None:
+        if arguments[1] == _RESTART:
+            raise Ended(Ending("restart"))
         text = self._read(arguments[0], _MESSAGE)[: _MESSAGE - 1].partition(b"\0")[0].decode("latin-1")
-        raise Ended(Ending("restart", text) if arguments[1] == _RESTART else shutdown_ending(text))
+        raise Ended(shutdown_ending(text))
 
     def _flush_tlb(self) -> None:
         self.tables.stale = True
@@ -109,7 +110,7 @@ class Hypercalls:
         self.counts[number] += 1
         call(arguments)
 
-# %% ../../../nbs/57_hypercalls.ipynb #f4fd4ab0
+# %% ../../../nbs/57_hypercalls.ipynb #d8c40fba
 class Ring(Hypercalls):
     "Hypercalls, with those which the Guest has saved up."
 
@@ -131,7 +132,7 @@ class Ring(Hypercalls):
         if number != LGUEST_INIT:
             raise GuestError(f"hypercall {number} before INIT")
         self.counts[number] += 1
-        self.data = self.interrupts.data = LguestData(self.memory, arguments[0], self.first_directory)
+        self.data = self.interrupts.data = LguestData(self.memory, arguments[0], self.tables.first)
         self.tables.kernel_address = self.data.kernel_address
         self.interrupts.cpu.spared = self.data.noirq
 

@@ -6,7 +6,9 @@
 __all__ = ['HYPERCALL_VECTOR', 'FIRST_IRQ_VECTOR', 'SYSCALL_VECTOR', 'IRQS', 'INVALID_OPCODE', 'NO_FPU', 'PROTECTION',
            'PAGE_FAULT', 'Gate', 'Traps', 'Reflector', 'Interrupts']
 
-# %% ../../../nbs/56_interrupts.ipynb #e8e0aa95
+# %% ../../../nbs/56_interrupts.ipynb #cc6efda9
+from array import array
+
 from . import unicorn as u
 from .cpu import Cpu
 from .data import BLOCKED, CR2, INTERRUPTS_ON, IRQ_ENABLED, IRQ_PENDING, LguestData
@@ -39,7 +41,7 @@ class Gate:
         if self.present and kind not in (_INTERRUPT_GATE, _TRAP_GATE):
             raise GuestError(f"bad IDT type {kind}")
 
-# %% ../../../nbs/56_interrupts.ipynb #870871d9
+# %% ../../../nbs/56_interrupts.ipynb #39be7842
 _CLEARED = 0x100 | 0x4000 | 0x10000  # eflags on the way in: single step, nested task, resume
 
 
@@ -92,14 +94,14 @@ class Traps:
             selector, esp = self.stack
             enter_kernel(cpu, selector)
         esp = esp - 4 * len(frame) & 0xFFFFFFFF
-        self.tables.write_words(esp, frame)
+        self.tables.write(esp, array("I", frame).tobytes())
         state[layout.esp] = esp
         state[layout.eip] = gate.handler
         state[layout.eflags] &= ~_CLEARED
         if gate.disables and self.data is not None:
             self.data.words[IRQ_ENABLED] = 0
 
-# %% ../../../nbs/56_interrupts.ipynb #250f96d8
+# %% ../../../nbs/56_interrupts.ipynb #cd9b6137
 _VMCALL, _INT_HYPERCALL = b"\x0f\x01\xc1", b"\xcd\x1f\x90"
 _ONE_BYTE_INTS = {3: 0xCC, 4: 0xCE}  # int3, into
 
@@ -159,9 +161,11 @@ class Reflector(Traps):
     def skip_io(self) -> bool:
         "Was it `in` or `out` (or `cli`) in the kernel? Then step over it. `emulate_insn` in x86/core.c."
         state, layout = self.cpu.state, self.cpu.layout
-        code = self.tables.read(state[layout.eip], 2).ljust(2, b"\0")
-        prefix = code[0] == 0x66
-        opcode = code[prefix]
+        eip = state[layout.eip]
+        opcode = self.tables.read(eip, 1)[0]
+        prefix = opcode == 0x66
+        if prefix:
+            opcode = self.tables.read(eip + 1 & 0xFFFFFFFF, 1)[0]
         if opcode & 0xF4 == 0xE4:  # e4 to e7 with a byte behind them, ec to ef without; the bit of 2 means out
             length = 1 if opcode & 8 else 2
             if not opcode & 2:
@@ -171,7 +175,7 @@ class Reflector(Traps):
             length = 1
         else:
             return False
-        state[layout.eip] = state[layout.eip] + prefix + length & 0xFFFFFFFF
+        state[layout.eip] = eip + prefix + length & 0xFFFFFFFF
         return True
 
     def rewrite_vmcall(self) -> bool:
@@ -179,9 +183,7 @@ class Reflector(Traps):
         eip = self.cpu.state[self.cpu.layout.eip]
         if self.tables.read(eip, 3) != _VMCALL:
             return False
-        at = self.tables.physical(eip)
-        self.tables.memory.write(at, _INT_HYPERCALL)
-        self.cpu.drop_code([(at, at + len(_INT_HYPERCALL))])
+        self.cpu.drop_code(self.tables.write(eip, _INT_HYPERCALL))
         return True
 
 # %% ../../../nbs/56_interrupts.ipynb #297689aa

@@ -48,7 +48,7 @@ def build_initial_tables(
     memory.write(directory + 4 * _KERNEL_SLOT, slots)
     return directory
 
-# %% ../../../nbs/54_page_tables.ipynb #bd222d48
+# %% ../../../nbs/54_page_tables.ipynb #555dc77e
 class PageTables:
     "Which virtual address is where. Methods raise `GuestError` for what lguest killed a Guest for."
 
@@ -56,12 +56,14 @@ class PageTables:
         self.memory, self._cpu = memory, cpu
         self._shadow = switcher.directory
         self.directory = 0  # Guest-physical address of the one the Guest is using
+        self.first = 0  # and of the one we built
         self.kernel_address = 0xFFFFFFFF  # from here on all directories are the same; told by the Guest
         self.stale = False  # the processor may remember old entries
 
     def start(self) -> None:
         "Build the first tables, and switch the processor to them."
-        self.new_pgtable(build_initial_tables(self.memory))
+        self.first = build_initial_tables(self.memory)
+        self.new_pgtable(self.first)
         self._cpu.load_cr3(DIRECTORY)
         self.stale = False
 
@@ -108,7 +110,7 @@ class PageTables:
             self.stale = False
             self._cpu.flush_tlb()
 
-# %% ../../../nbs/54_page_tables.ipynb #204eb69a
+# %% ../../../nbs/54_page_tables.ipynb #f3824be8
 class Walker(PageTables):
     "Page tables which can be walked. Methods raise `GuestError` for what lguest killed a Guest for."
 
@@ -128,24 +130,34 @@ class Walker(PageTables):
             raise GuestError(f"Bad address {virtual:#x}")
         return found
 
-    def write_words(
+    def spans(
         self,
-        virtual: int,  # where the first goes
-        words: list[int],  # 32-bit
-    ) -> None:
-        "Put `words` into the Guest's memory; they may straddle pages."
-        data, done = array("I", words).tobytes(), 0
-        while done < len(data):
-            at = self.physical(virtual + done & 0xFFFFFFFF)
-            part = data[done : done + PAGE_SIZE - (at & _FLAGS)]
-            if at > self.memory.limit - len(part):
-                raise GuestError(f"bad write address {at:#x} len {len(part)}")
-            self.memory.u8[at : at + len(part)] = part
-            done += len(part)
+        virtual: int,
+        length: int,  # bytes
+    ) -> list[tuple[int, int]]:  # physical address and length of each piece
+        "Where a piece of virtual memory is; neighbouring pages need not be neighbours."
+        found = []
+        while length:
+            part = min(length, PAGE_SIZE - (virtual & _FLAGS))
+            found.append((self.physical(virtual), part))
+            virtual, length = virtual + part & 0xFFFFFFFF, length - part
+        return found
 
-    def read(self, virtual: int, most: int) -> bytes:
-        "Up to `most` bytes from a virtual address, not beyond its page."
-        at = self.physical(virtual)
-        if at >= self.memory.limit:
-            raise GuestError(f"bad read address {at:#x} len {most}")
-        return bytes(self.memory.u8[at : min(at + most, at | _FLAGS) + 1][:most])
+    def write(self, virtual: int, data: bytes) -> list[tuple[int, int]]:
+        "Put `data` into the Guest's memory. Returns where it went, as `spans` does."
+        spans, done = self.spans(virtual, len(data)), 0
+        for at, length in spans:
+            if at >= self.memory.limit:
+                raise GuestError(f"bad write address {at:#x} len {length}")
+            self.memory.u8[at : at + length] = data[done : done + length]
+            done += length
+        return spans
+
+    def read(self, virtual: int, length: int) -> bytes:
+        "`length` bytes from the Guest's memory."
+        data = b""
+        for at, part in self.spans(virtual, length):
+            if at >= self.memory.limit:
+                raise GuestError(f"bad read address {at:#x} len {part}")
+            data += self.memory.u8[at : at + part]
+        return data

@@ -32,7 +32,7 @@ from .terminal import Terminal
 
 log = logging.getLogger("lguest_nb")
 
-# %% ../nbs/46_cli.ipynb #74665679
+# %% ../nbs/46_cli.ipynb #77544da2
 USAGE = """\
 Usage: lguest-nb [--verbose] [--tunnet=(<ip>[:<mac>]|bridge:<name>[:<mac>])]
        [--block=<file>]... [--rng] [--initrd=<file>] [--host=auto|soft|lguest]
@@ -119,8 +119,8 @@ def parse(
 def _positional(args: Arguments, positional: list[str]) -> None:
     if len(positional) < 2:
         raise UsageError("Memory size and kernel are missing." if not positional else "The kernel is missing.")
-    if not positional[0].isascii() or not positional[0].isdigit():
-        raise UsageError(f"The memory size is a number of megabytes, not {positional[0]!r}.")
+    if not positional[0].isascii() or not positional[0].isdigit() or len(positional[0]) > 9:
+        raise UsageError(f"The memory size is a number of megabytes, not {positional[0][:40]!r}.")
     args.megabytes, args.kernel = int(positional[0]), positional[1]
     args.command_line = " ".join(positional[2:])
 
@@ -245,7 +245,7 @@ def explain(error: BaseException) -> str:
     where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     return f"This should not have happened{where}: {type(error).__name__}: {error}. It is a defect in lguest-nb."
 
-# %% ../nbs/46_cli.ipynb #844e618f
+# %% ../nbs/46_cli.ipynb #ea9f0f64
 def boot(
     args: Arguments,
     host: Host,
@@ -315,8 +315,8 @@ def main() -> int:
     sys.setswitchinterval(50e-6)  # seconds: how long a busy thread may keep a device waiting
     try:
         session, status = boot(args, make_host(args.host, args.stats))
-    except LguestError as e:
-        complain(str(e))
+    except Exception as e:
+        complain(explain(e))
         return 1
     if session.ending is not None and session.ending.how == "restart":
         os.execv(sys.executable, sys.orig_argv)

@@ -36,7 +36,7 @@ def write_all(
         except OSError as e:
             raise LguestError(f"Write to stdout failed: {e.strerror}.") from e
 
-# %% ../nbs/22_console.ipynb #286a5dd2
+# %% ../nbs/22_console.ipynb #f1c19423
 IOV_MAX = 1024  # more buffers than that in one readv are an error, <limits.h>
 
 
@@ -62,16 +62,28 @@ class Console(Device):
         chain = vq.wait()
         if chain.readable:
             raise GuestError("Output buffers in console in queue?")
-        vq.wakeup.sleep_on(self.input_fd)
-        count = os.readv(self.input_fd, chain.in_views()[:IOV_MAX]) if chain.writable else 0
-        if chain.writable and not count:
+        views = chain.in_views()[:IOV_MAX]
+        count = self._read(vq, views) if views else 0
+        vq.add_used(chain, count)
+        vq.trigger()
+
+    def _read(self, vq: Virtqueue, views: list[memoryview]) -> int:
+        "Wait for input and read it into `views`; after its end, wait for the stop."
+        while True:
+            vq.wakeup.sleep_on(self.input_fd)
+            try:
+                count = os.readv(self.input_fd, views)
+            except BlockingIOError:  # another reader of the same descriptor was faster
+                continue
+            except OSError:
+                count = 0
+            if count:
+                return count
             if not self.ended:
                 log.warning("Failed to get console input, ignoring console.")
             self.ended = True
             while True:
                 vq.wakeup.sleep()
-        vq.add_used(chain, count)
-        vq.trigger()
 
     def output(self, vq: Virtqueue) -> None:
         "Print one of the Guest's buffers."

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ABORT_KEY', 'ABORT_COUNT', 'AbortCounter', 'Keyboard']
 
-# %% ../nbs/23_keyboard.ipynb #eb59740c
-import errno
+# %% ../nbs/23_keyboard.ipynb #2a6f8b82
 import os
 import select
 import threading
@@ -45,7 +44,7 @@ class AbortCounter:
                     return True
         return False
 
-# %% ../nbs/23_keyboard.ipynb #1f39d5b9
+# %% ../nbs/23_keyboard.ipynb #4be4e67f
 class Keyboard:
     "Reads a descriptor all the time, counts ^C, and passes everything on through a pipe."
 
@@ -78,13 +77,14 @@ class Keyboard:
             os.close(self._into)
 
     def _read(self) -> bytes:
-        self.wakeup.sleep_on(self.source)
-        try:
-            return os.read(self.source, 4096)
-        except OSError as e:
-            if e.errno in (errno.EIO, errno.EBADF, errno.EISDIR):
+        while True:
+            self.wakeup.sleep_on(self.source)
+            try:
+                return os.read(self.source, 4096)
+            except BlockingIOError:  # another reader of the same terminal was faster
+                continue
+            except OSError:
                 return b""
-            raise
 
     def _pass_on(self, data: bytes) -> None:
         while data:

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['KNOCK', 'knock_handler', 'RESEND', 'pread', 'KnockHandler', 'Bedroom']
 
-# %% ../nbs/41_knock.ipynb #f98cf748
+# %% ../nbs/41_knock.ipynb #050e28df
 import os
 import signal
 import threading
+from typing import Any
 
 from cffi import FFI
 
 from .host import HostError
 
-# %% ../nbs/41_knock.ipynb #88dfe7fd
+# %% ../nbs/41_knock.ipynb #2f3f6897
 _ffi = FFI()
 _ffi.cdef("""
     ssize_t pread64(int fd, void *buffer, size_t size, int64_t offset);
@@ -22,7 +23,7 @@ _ffi.cdef("""
     struct sigaction { void *handler; unsigned char mask[128]; int flags; void *restorer; };
     int sigaction(int number, const struct sigaction *new, struct sigaction *old);
 """)
-_libc = _ffi.dlopen(None)
+_libc: Any = _ffi.dlopen(None)
 
 
 def pread(
@@ -37,7 +38,7 @@ def pread(
         raise OSError(_ffi.errno, os.strerror(_ffi.errno))
     return count
 
-# %% ../nbs/41_knock.ipynb #38600f5e
+# %% ../nbs/41_knock.ipynb #339ffe24
 KNOCK = signal.SIGURG
 
 
@@ -47,8 +48,8 @@ class KnockHandler:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._before = _ffi.new("struct sigaction *")
-        self._ours = _ffi.new("struct sigaction *", {"handler": _ffi.cast("void *", _libc.abs)})
+        self._before: Any = _ffi.new("struct sigaction *")
+        self._ours: Any = _ffi.new("struct sigaction *", {"handler": _ffi.cast("void *", _libc.abs)})
 
     def take(self) -> None:
         "One more user. Raises `HostError` if the process uses the signal for something else."
@@ -64,7 +65,7 @@ class KnockHandler:
         "One user fewer. The last one puts back what was there, unless somebody has changed it since."
         with self._lock:
             self._users -= 1
-            now = _ffi.new("struct sigaction *")
+            now: Any = _ffi.new("struct sigaction *")
             _libc.sigaction(KNOCK, _ffi.NULL, now)
             if not self._users and now.handler == self._ours.handler:
                 _libc.sigaction(KNOCK, self._before, _ffi.NULL)

@@ -46,7 +46,7 @@ def _forget_locals(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
-# %% ../nbs/40_launcher.ipynb #897a71cb
+# %% ../nbs/40_launcher.ipynb #d6e68bea
 class Launcher:
     "One Guest: its memory, its devices and the Host which runs it."
 
@@ -69,8 +69,12 @@ class Launcher:
         self,
         device: Device,
     ) -> None:
-        "Put `device` on the bus: the order of calls is the order of interrupts. Raises `LguestError`."
-        self.bus.add(device)
+        "Put `device` on the bus: the order of calls is the order of interrupts. Raises `LguestError`, and closes it."
+        try:
+            self.bus.add(device)
+        except LguestError:
+            device.close()
+            raise
         self.devices.append(device)
         log.info("device %d: %s", len(self.devices), device.describe())
 
@@ -136,5 +140,6 @@ class Launcher:
     def __enter__(self) -> "Launcher":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        _forget_locals(error)
         self.close()

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ServiceThread', 'start_device', 'reset_device']
 
-# %% ../nbs/30_threads.ipynb #6159a4a7
+# %% ../nbs/30_threads.ipynb #b0a3efaa
 import threading
 from collections.abc import Callable
 
 from .device import Device, Service
 from .host import Host
+from .memory import LguestError
 from .vring import USED_NO_NOTIFY, Stopped, Virtqueue
 
 # %% ../nbs/30_threads.ipynb #864ab0e3
@@ -36,23 +37,33 @@ class ServiceThread(threading.Thread):
             e.add_note(f"in the thread of {self.vq.name}")
             self.failed(e)
 
-# %% ../nbs/30_threads.ipynb #e908c78a
+# %% ../nbs/30_threads.ipynb #40f29fdd
 def start_device(
     device: Device,
     host: Host,
     failed: Callable[[BaseException], None],  # told what a service function raised
 ) -> None:
     "Attach an eventfd for each queue of `device` and start its threads. Raises `HostError`."
+    try:
+        for vq in device.queues:
+            assert vq.doorbell is not None, "the Bus gives each queue its doorbell"
+            host.attach_eventfd(vq.doorbell.address, vq.wakeup.kicks, vq.doorbell.value)
+    except LguestError:
+        _detach(device, host)
+        raise
     for vq, service in zip(device.queues, device.services, strict=True):
-        assert vq.doorbell is not None, "the Bus gives each queue its doorbell"
         vq.wakeup.rearm()
-        host.attach_eventfd(vq.doorbell.address, vq.wakeup.kicks, vq.doorbell.value)
-        vq.thread = ServiceThread(vq, service, failed)
         vq.memory.u16[vq.used] = USED_NO_NOTIFY  # from here on the thread looks by itself before it sleeps
-    for vq in device.queues:
-        assert vq.thread is not None
-        vq.thread.start()
+        thread = ServiceThread(vq, service, failed)
+        thread.start()
+        vq.thread = thread
     device.running = True
+
+
+def _detach(device: Device, host: Host) -> None:
+    for vq in device.queues:
+        assert vq.doorbell is not None
+        host.detach_eventfd(vq.doorbell.address, vq.doorbell.value)
 
 
 def reset_device(
@@ -61,10 +72,10 @@ def reset_device(
 ) -> None:
     "Stop the threads of `device` and wait for their end; afterwards nothing of ours touches its rings."
     threads = [vq.thread for vq in device.queues if vq.thread is not None]
+    if threads:
+        _detach(device, host)
     for vq in device.queues:
         if vq.thread is not None:
-            assert vq.doorbell is not None
-            host.detach_eventfd(vq.doorbell.address, vq.doorbell.value)
             vq.wakeup.stop()
             vq.thread = None
     for thread in threads:

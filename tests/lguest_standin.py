@@ -10,11 +10,13 @@ import struct
 import threading
 from collections.abc import Generator
 from inspect import getgeneratorstate
-from typing import Literal
+from typing import Any, Final, Literal
 
 from cffi import FFI
 
-HALT, BUSY, RESTART = "halt", "busy", "restart"
+HALT: Final = "halt"
+BUSY: Final = "busy"
+RESTART: Final = "restart"
 Step = int | Literal["halt", "busy"]
 Guest = Generator[Step, list[int], str]
 INITIALIZE, GETDMA, IRQ, BREAK, EVENTFD = range(5)
@@ -23,7 +25,7 @@ LGUEST_IRQS = 32
 
 ffi = FFI()
 ffi.cdef("ssize_t read(int, void *, size_t); int poll(void *, unsigned long, int);")
-libc = ffi.dlopen(None)
+libc: Any = ffi.dlopen(None)
 
 
 class Killed(Exception):

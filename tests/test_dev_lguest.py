@@ -443,6 +443,7 @@ class TestRun:
             assert m.bus.heard == [0x5000, 0xFFFFF000, 0x5000]
             assert m.bus.threads == {threading.get_ident()}
             assert m.module.reads == [word_size] * 4 + [1023]
+            assert m.host.report().startswith("/dev/lguest handed 3 notifies to us")
 
     @pytest.mark.parametrize(
         "text, ending",
@@ -936,7 +937,10 @@ class TestReset:
 
     def test_parked_but_not_run_any_more(self, machine: Any, eventfd: int) -> None:
         "Closing does not depend on how `run` ended."
-        with machine(script(0x6000, 0x7000), Recorder(lambda address: m.host.detach_eventfd(0x8000))) as m:
+        def act(address: int) -> None:
+            m.host.detach_eventfd(0x8000)
+
+        with machine(script(0x6000, 0x7000), Recorder(act)) as m:
             m.host.attach_eventfd(0x8000, eventfd)
             assert m.host.run().how == "power-off"
             assert alive()

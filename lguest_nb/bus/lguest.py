@@ -40,7 +40,7 @@ class Place:
         self.config = self.accepted + self.feature_len
         self.end = self.config + len(device.config)
 
-# %% ../../nbs/21_lguest_bus.ipynb #c85f8cd7
+# %% ../../nbs/21_lguest_bus.ipynb #a2d07b7d
 class LguestBus:
     "The bus of 2009: a descriptor page above the top of RAM, rings placed by the Launcher."
 
@@ -57,36 +57,42 @@ class LguestBus:
         self.host: Host | None = None
 
     def add(self, device: Device) -> None:
-        "Describe `device` in the page and give it its rings. Raises `LguestError` if there is no room."
+        "Describe `device` in the page and give it its rings. Raises `LguestError`, and then nothing was taken."
         place = Place(self.next, device)
-        if place.end > self.page + PAGE_SIZE:
-            used = self.next - self.page
+        count = len(device.services)
+        self._check_room(place, self.next_irq + count - 1)
+        ring = self.memory.take_pages(RING_PAGES * count)
+        for i in range(count):
+            name, config = f"{device.name}:{i}", place.queues + VQCONFIG.size * i
+            device.queues.append(self._queue(name, ring + RING_PAGES * PAGE_SIZE * i, self.next_irq + i, config))
+        lengths = (count, place.feature_len, len(device.config))
+        self.memory.write(place.address, DESCRIPTOR.pack(device.virtio_id, *lengths, 0))
+        self.memory.write(place.offered, device.features.to_bytes(place.feature_len, "little"))
+        self.memory.write(place.config, device.config)
+        self.next, self.next_irq = place.end, self.next_irq + count
+        self.places.append(place)
+
+    def _check_room(self, place: Place, last_irq: int) -> None:
+        device, used = place.device, self.next - self.page
+        if len(device.config) > 255:
+            raise LguestError(f"The config of {device.name} has {len(device.config)} bytes; its length is one byte.")
+        if used + place.end - place.address > PAGE_SIZE:
             raise LguestError(
                 f"Too many devices: {device.name} needs {place.end - place.address} bytes of the "
                 f"descriptor page, and {used} of {PAGE_SIZE} are taken."
             )
-        for i in range(len(device.services)):
-            vq = self._add_queue(f"{device.name}:{i}", place.queues + VQCONFIG.size * i)
-            device.queues.append(vq)
-        lengths = (len(device.services), place.feature_len, len(device.config))
-        self.memory.write(place.address, DESCRIPTOR.pack(device.virtio_id, *lengths, 0))
-        self.memory.write(place.offered, device.features.to_bytes(place.feature_len, "little"))
-        self.memory.write(place.config, device.config)
-        self.next = place.end
-        self.places.append(place)
+        if last_irq >= LGUEST_IRQS:
+            raise LguestError(
+                f"Too many devices: {device.name} would have interrupt {last_irq}, and the last is {LGUEST_IRQS - 1}."
+            )
 
-    def _add_queue(self, name: str, config: int) -> Virtqueue:
-        "A queue with a ring and an interrupt of its own, described at `config`."
-        irq = self.next_irq
-        if irq >= LGUEST_IRQS:
-            raise LguestError(f"Too many devices: {name} would have interrupt {irq}, and there are {LGUEST_IRQS}.")
-        self.next_irq += 1
-        address = self.memory.take_pages(RING_PAGES)
-        log.info("Virtqueue page %#x", address)
-        self.memory.write(config, VQCONFIG.pack(VIRTQUEUE_NUM, irq, address // PAGE_SIZE))
+    def _queue(self, name: str, ring: int, irq: int, config: int) -> Virtqueue:
+        "A queue with its ring at `ring` and an interrupt of its own, described at `config`."
+        log.info("Virtqueue page %#x", ring)
+        self.memory.write(config, VQCONFIG.pack(VIRTQUEUE_NUM, irq, ring // PAGE_SIZE))
         vq = Virtqueue(self.memory, VIRTQUEUE_NUM, name)
-        vq.place(ring_at(address, VIRTQUEUE_NUM))
-        vq.doorbell = Doorbell(address)
+        vq.place(ring_at(ring, VIRTQUEUE_NUM))
+        vq.doorbell = Doorbell(ring)
         vq.interrupt = partial(self._interrupt, irq)
         vq.wrote = self._wrote
         return vq

@@ -214,7 +214,7 @@ def ending_of(
     crash, found, message = text.partition("CRASH: ")
     return shutdown_ending(message) if found and not crash else Ending("died", text)
 
-# %% ../../nbs/42_dev_lguest.ipynb #95187a07
+# %% ../../nbs/42_dev_lguest.ipynb #67825676
 class DevLguestVerbs:
     "A /dev/lguest and the requests which are written to it."
 
@@ -230,6 +230,7 @@ class DevLguestVerbs:
         self._lines = Lines(self._rung)
         self._bedroom = Bedroom()
         self._stopping = self._look = False
+        self._notifies = 0
 
     def start(self, memory: GuestMemory, boot: BootState, bus: Bus) -> None:
         if self._file is not None:
@@ -293,13 +294,16 @@ class DevLguestVerbs:
         self._stopping = True
         self._bedroom.knock()
 
+    def report(self) -> str:
+        return f"/dev/lguest handed {self._notifies} notifies to us; the others went straight to their eventfds."
+
     def close(self) -> None:
         with self._writing:
             self._file = None
         self._lines.close()
         self._held.close()
 
-# %% ../../nbs/42_dev_lguest.ipynb #610b7dbe
+# %% ../../nbs/42_dev_lguest.ipynb #2358233c
 class DevLguestHost(DevLguestVerbs):
     "The Host of 2009: a real /dev/lguest, or something which behaves like one."
 
@@ -338,5 +342,6 @@ class DevLguestHost(DevLguestVerbs):
             raise Refused("Running guest", RUNNING, e.errno or 0) from e
         if len(answer) != self._word_size:
             raise HostError(f"Running guest failed: {len(answer)} bytes came back, not {self._word_size}.")
+        self._notifies += 1
         self._bus.notify(word(answer))
         return None

@@ -199,13 +199,6 @@ void nap(u32 ns) {
     timer_start(ns);
     wait_for(timer_fired);
 }
-u32 divide64(u64 value, u32 by, u32 *rest) {            /* the quotient must fit in 32 bits */
-    u32 quotient, remainder;
-    asm("divl %4" : "=a"(quotient), "=d"(remainder)
-        : "a"((u32)value), "d"((u32)(value >> 32)), "r"(by));
-    if (rest) *rest = remainder;
-    return quotient;
-}
 u32 microseconds_since(u32 sec, u32 nsec) {
     return (lguest_data.sec - sec) * 1000000u + lguest_data.nsec / 1000 - nsec / 1000;
 }

@@ -216,9 +216,7 @@ static void cmd_ping(char *line) {
 }
 
 static void cmd_time(char *line) {
-    static u32 booted;
     (void)line;
-    if (!booted) booted = lguest_data.sec;
     nap(100000);                                /* the Host tells the time when it interrupts us */
     u32 sec = lguest_data.sec, day = sec / 86400, s = sec % 86400;
     u32 era = (day += 719468) / 146097, doe = day % 146097;

@@ -79,7 +79,6 @@ void set_pte(u32 pgdir, u32 *table, u32 address, u32 entry);
 void timer_start(u32 ns);
 void nap(u32 ns);
 u32 microseconds_since(u32 sec, u32 nsec);
-u32 divide64(u64 value, u32 by, u32 *rest);
 void run_user(const char *name);
 void shell(void);
 

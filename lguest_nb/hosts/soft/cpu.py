@@ -167,12 +167,14 @@ class Engine:
             ffi.release(held)
         self._held.clear()
 
-# %% ../../../nbs/51_cpu.ipynb #d8b9c975
-_SIGNATURES = {  # unicorn.h: uc_cb_hookintr_t and so on
-    u.HOOK_INTR: "void(uc_engine *, uint32_t, void *)",
-    u.HOOK_INSN_INVALID: "bool(uc_engine *, void *)",
-    u.HOOK_EDGE_GENERATED: "void(uc_engine *, uc_tb *, uc_tb *, void *)",
-    u.HOOK_MEM_WRITE: "void(uc_engine *, int, uint64_t, int, int64_t, void *)",
+# %% ../../../nbs/51_cpu.ipynb #e0684b7d
+_SIGNATURES = {  # unicorn.h: uc_cb_hookintr_t and so on; and what C gets if ours raises
+    (u.HOOK_INTR, 0): ("void(uc_engine *, uint32_t, void *)", None),
+    (u.HOOK_INSN_INVALID, 0): ("bool(uc_engine *, void *)", True),
+    (u.HOOK_EDGE_GENERATED, 0): ("void(uc_engine *, uc_tb *, uc_tb *, void *)", None),
+    (u.HOOK_MEM_WRITE, 0): ("void(uc_engine *, int, uint64_t, int, int64_t, void *)", None),
+    (u.HOOK_INSN, u.INS_IN): ("uint32_t(uc_engine *, uint32_t, int, void *)", 0),
+    (u.HOOK_INSN, u.INS_OUT): ("void(uc_engine *, uint32_t, int, uint32_t, void *)", None),
 }
 
 
@@ -188,14 +190,15 @@ class Hooks(Engine):
         self,
         kind: int,  # HOOK_...
         function: Any,  # a pointer to a function of C
-        first: int,  # it is called for addresses from here ...
-        last: int,  # ... to here
+        first: int = 0,  # it is called for addresses from here ...
+        last: int = _EVERYWHERE,  # ... to here
+        instruction: int = 0,  # for HOOK_INSN: which one
     ) -> Range:
         "Have a function of C called. Raises `HostError` if Unicorn keeps its hooks differently than we think."
         function = ffi.cast("void *", function)
         handle = ffi.new("size_t *")
-        begin, end = ffi.cast("uint64_t", first), ffi.cast("uint64_t", last)
-        self.check(self.lib.uc_hook_add(self.uc, handle, kind, function, ffi.NULL, begin, end))
+        which = ffi.cast("int", instruction)
+        self.check(self.lib.uc_hook_add(self.uc, handle, kind, function, ffi.NULL, first, last, which))
         hook = ffi.cast("uint64_t *", handle[0])
         if (hook[_BEGIN], hook[_END], hook[_CALLBACK]) != (first, last, int(ffi.cast("uintptr_t", function))):
             raise HostError("This build of Unicorn keeps its hooks in a way --host=soft does not know.")
@@ -207,29 +210,29 @@ class Hooks(Engine):
         function: Callable[..., Any],  # gets Unicorn's arguments without the first and the last
         first: int = 0,
         last: int = _EVERYWHERE,
+        instruction: int = 0,
     ) -> Range:
         "Have a function of Python called; if it raises, the CPU stops."
+        signature, otherwise = _SIGNATURES[kind, instruction]
 
-        returns = True if kind == u.HOOK_INSN_INVALID else None
-
-        def guarded(_uc: Any, *arguments: Any) -> bool | None:
+        def guarded(_uc: Any, *arguments: Any) -> Any:
             try:
-                function(*arguments[:-1])
+                return function(*arguments[:-1])
             except BaseException as e:
                 self.failure = self.failure or e
                 self.lib.uc_emu_stop(self.uc)
-            return returns
+                return otherwise
 
-        callback = ffi.callback(_SIGNATURES[kind], guarded)
+        callback = ffi.callback(signature, guarded)
         self._callbacks.append(callback)
-        return self.hook_c(kind, callback, first, last)
+        return self.hook_c(kind, callback, first, last, instruction)
 
     def close(self) -> None:
         "Give everything back, the functions too."
         super().close()
         self._callbacks.clear()
 
-# %% ../../../nbs/51_cpu.ipynb #299d257e
+# %% ../../../nbs/51_cpu.ipynb #8574a993
 class Cpu(Hooks):
     "An i386 which can be stopped between any two instructions and tells us of each trap. Raises `HostError`."
 
@@ -238,6 +241,7 @@ class Cpu(Hooks):
         layout: Layout,  # where things are in a snapshot
         on_trap: Callable[[int], bool],  # an exception or an int instruction; True if it changed `state`
         on_invalid: Callable[[], bool],  # an invalid instruction; True if it changed `state`
+        on_io: Callable[[], None],  # an in or out instruction; the CPU gives ones and goes on
         on_code: Callable[[int, int], None],  # virtual address and length of code just translated
         on_store: Callable[[int, int, int], None],  # physical address, length and value of a store in `watched`
     ) -> None:
@@ -255,18 +259,26 @@ class Cpu(Hooks):
                 state[last_exception] = NOTHING_IN_DELIVERY
                 restore(uc, context)
 
-        def invalid() -> None:
+        def invalid() -> bool:
             save(uc, context)
             if on_invalid():
                 restore(uc, context)
+            return True
+
+        def in_or_out(_port: int, size: int, _value: int = 0) -> int:
+            save(uc, context)
+            on_io()
+            return 0xFFFFFFFF >> 32 - 8 * size
 
         self.hook(u.HOOK_INTR, trap)
         self.hook(u.HOOK_INSN_INVALID, invalid)
+        self.hook(u.HOOK_INSN, in_or_out, instruction=u.INS_IN)
+        self.hook(u.HOOK_INSN, lambda *a: in_or_out(*a) and None, instruction=u.INS_OUT)
         self.hook(u.HOOK_EDGE_GENERATED, lambda tb, _previous: on_code(tb.pc, tb.size))
         self.watched = self.hook(
             u.HOOK_MEM_WRITE, lambda _type, address, size, value: on_store(address, size, value), _NOWHERE, _NOWHERE
         )
-        self.hook_c(u.HOOK_BLOCK, ffi.addressof(self.lib, "uc_errno"), 0, _EVERYWHERE)
+        self.hook_c(u.HOOK_BLOCK, ffi.addressof(self.lib, "uc_errno"))
         stop = ffi.addressof(self.lib, "uc_emu_stop")
         self._stops = [self.hook_c(u.HOOK_BLOCK, stop, _NOWHERE, _NOWHERE) for _ in range(2)]
         self._cr3 = ffi.new("uint64_t *")

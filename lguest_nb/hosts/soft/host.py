@@ -75,14 +75,14 @@ def pages_of(
         for page in range(address // PAGE_SIZE, (address + length - 1) // PAGE_SIZE + 1)
     }
 
-# %% ../../../nbs/58_soft_host.ipynb #cd5689f4
+# %% ../../../nbs/58_soft_host.ipynb #f4d22a2a
 class Machine:
     "A Guest's processor with its tables: what traps do to them. Used on one thread."
 
     def __init__(self, memory: GuestMemory, timer: Timer) -> None:
         self.memory = memory
         self.switcher = Switcher()
-        self.cpu = cpu = Cpu(measure(), self.on_trap, self.on_invalid, self.on_code, self.on_store)
+        self.cpu = cpu = Cpu(measure(), self.on_trap, self.on_invalid, self.on_io, self.on_code, self.on_store)
         cpu.map(0, memory.map, memory.limit)
         self.switcher.install(cpu)
         self.tables = Walker(memory, self.switcher, cpu)
@@ -115,6 +115,8 @@ class Machine:
         self.traps[number] += 1
         by_int = state[layout.by_int]
         changed = True
+        if self.interrupts.late_fault():
+            return True
         if not by_int:
             self.interrupts.by_mistake(number, state[layout.error_code])
         elif number == HYPERCALL_VECTOR and state[layout.mode] & 3 == 1:
@@ -138,6 +140,10 @@ class Machine:
         else:
             self.interrupts.by_mistake(INVALID_OPCODE, 0)
         return True
+
+    def on_io(self) -> None:
+        "`in` or `out`."
+        self.interrupts.io_in_program()
 
     def on_code(self, pc: int, size: int) -> None:
         "A piece of code has been translated: remember its pages."
@@ -184,7 +190,7 @@ class Machine:
             os.close(fd)
         self.eventfds.clear()
 
-# %% ../../../nbs/58_soft_host.ipynb #348622bd
+# %% ../../../nbs/58_soft_host.ipynb #6818aef2
 class SoftHost:
     "A Host in software. See `lguest_nb.host.Host` for the verbs."
 
@@ -296,6 +302,7 @@ class SoftHost:
             self._attention = False
             if self._stopping:
                 return Ending("stopped", "")
+        machine.interrupts.late_fault()
         if machine.interrupts.pending:
             machine.deliver()
         if machine.interrupts.halted:

@@ -101,7 +101,8 @@ class Traps:
         if gate.disables and self.data is not None:
             self.data.words[IRQ_ENABLED] = 0
 
-# %% ../../../nbs/56_interrupts.ipynb #cd9b6137
+# %% ../../../nbs/56_interrupts.ipynb #b260b7be
+_CLI = b"\xfa"
 _VMCALL, _INT_HYPERCALL = b"\x0f\x01\xc1", b"\xcd\x1f\x90"
 _ONE_BYTE_INTS = {3: 0xCC, 4: 0xCE}  # int3, into
 
@@ -112,6 +113,7 @@ class Reflector(Traps):
     def __init__(self, cpu: Cpu, tables: Walker) -> None:
         super().__init__(cpu, tables)
         self.task_switched = False  # LHCALL_TS
+        self.io_fault: int | None = None  # where a program did I/O
 
     def set_ts(self, on: int) -> None:
         "LHCALL_TS: from now on, trap the first use of the FPU, or don't."
@@ -141,7 +143,7 @@ class Reflector(Traps):
                 return
             if self.data is not None:
                 self.data.words[CR2] = state[layout.cr2]
-        elif vector == PROTECTION and error == 0 and self.level() == 1 and (self.skip_io() or self.rewrite_vmcall()):
+        elif vector == PROTECTION and error == 0 and self.level() == 1 and (self.skip_cli() or self.rewrite_vmcall()):
             return
         elif vector == INVALID_OPCODE and self.level() == 1 and self.rewrite_vmcall():
             return
@@ -158,24 +160,26 @@ class Reflector(Traps):
             raise GuestError(f"unhandled trap {vector} at {state[layout.eip]:#x} ({detail:#x})")
         self.enter(gate, error if vector in _PUSHES_ERROR else None)
 
-    def skip_io(self) -> bool:
-        "Was it `in` or `out` (or `cli`) in the kernel? Then step over it. `emulate_insn` in x86/core.c."
-        state, layout = self.cpu.state, self.cpu.layout
-        eip = state[layout.eip]
-        opcode = self.tables.read(eip, 1)[0]
-        prefix = opcode == 0x66
-        if prefix:
-            opcode = self.tables.read(eip + 1 & 0xFFFFFFFF, 1)[0]
-        if opcode & 0xF4 == 0xE4:  # e4 to e7 with a byte behind them, ec to ef without; the bit of 2 means out
-            length = 1 if opcode & 8 else 2
-            if not opcode & 2:
-                ones = 0xFFFFFFFF if opcode & 1 else 0xFFFF << (16 if prefix else 0)
-                state[layout.eax] |= ones
-        elif opcode == 0xFA:
-            length = 1
-        else:
+    def io_in_program(self) -> None:
+        "A program used `in` or `out`: it gets a general protection fault, at the next occasion."
+        if self.level() != 1:
+            self.io_fault = self.cpu.state[self.cpu.layout.eip]
+            self.cpu.kick()
+
+    def late_fault(self) -> bool:
+        "If a program did I/O, then now is the occasion."
+        if self.io_fault is None:
             return False
-        state[layout.eip] = eip + prefix + length & 0xFFFFFFFF
+        self.cpu.state[self.cpu.layout.eip], self.io_fault = self.io_fault, None
+        self.reflect(PROTECTION, 0)
+        return True
+
+    def skip_cli(self) -> bool:
+        "Was it `cli`? Then step over it. `emulate_insn` in x86/core.c, of later Hosts."
+        state, layout = self.cpu.state, self.cpu.layout
+        if self.tables.read(state[layout.eip], 1) != _CLI:
+            return False
+        state[layout.eip] = state[layout.eip] + 1 & 0xFFFFFFFF
         return True
 
     def rewrite_vmcall(self) -> bool:

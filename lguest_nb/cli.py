@@ -157,7 +157,7 @@ def make_device(
         return setup_tun_net(value)
     return Rng()
 
-# %% ../nbs/46_cli.ipynb #46ac31cb
+# %% ../nbs/46_cli.ipynb #24d1d644
 _ENDS_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 2.0  # seconds, for threads which do not come to an end
 
@@ -184,6 +184,10 @@ class Session:
         "The default actions again."
         for number in (*_ENDS_US, signal.SIGTSTP, signal.SIGCONT, signal.SIGTTOU):
             signal.signal(number, signal.SIG_DFL)
+
+    def close(self) -> None:
+        "After the signals are given back."
+        os.close(self._done)
 
     def run(self) -> None:
         "Run the Guest on a thread of its own, and wait for it to end or for a signal."
@@ -217,7 +221,7 @@ class Session:
         "^C^C^C was typed. Any thread."
         os.kill(os.getpid(), signal.SIGINT)
 
-# %% ../nbs/46_cli.ipynb #b6105445
+# %% ../nbs/46_cli.ipynb #432c3c99
 def complain(
     text: str,  # may contain what the Guest said
 ) -> None:
@@ -235,7 +239,7 @@ class _Say(logging.Handler):
             complain(record.getMessage())
             return
         with contextlib.suppress(OSError):  # nobody reads it: then nobody misses it
-            os.write(1, record.getMessage().encode() + b"\n")
+            os.write(1, os.fsencode(record.getMessage()) + b"\n")
 
 
 def explain(error: BaseException) -> str:
@@ -245,7 +249,7 @@ def explain(error: BaseException) -> str:
     where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     return f"This should not have happened{where}: {type(error).__name__}: {error}. It is a defect in lguest-nb."
 
-# %% ../nbs/46_cli.ipynb #ea9f0f64
+# %% ../nbs/46_cli.ipynb #96773b46
 def boot(
     args: Arguments,
     host: Host,
@@ -269,6 +273,7 @@ def boot(
             session.give_signals_back()
         if session.killed_by:
             die_of(session.killed_by)
+        session.close()
         keyboard.close()
     return session, report(session, args)
 

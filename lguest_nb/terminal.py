@@ -11,15 +11,13 @@ import signal
 import termios
 from typing import Any
 
-# %% ../nbs/44_terminal.ipynb #db700ab1
-_GUARD_IGNORES = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU)
+# %% ../nbs/44_terminal.ipynb #9b732d06
+_GUARD_BLOCKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU)
 
 
 def _guard(fd: int, pipe: int, settings: list[Any]) -> None:
     "The child: wait for the parent's last word or its death. Never returns."
     try:
-        for number in _GUARD_IGNORES:
-            signal.signal(number, signal.SIG_IGN)
         if os.read(pipe, 1) == b"":
             termios.tcsetattr(fd, termios.TCSANOW, settings)
     finally:
@@ -44,10 +42,12 @@ class Terminal:
         except termios.error:
             return
         pipe, self._last_word = os.pipe2(os.O_CLOEXEC)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _GUARD_BLOCKS)
         self._guard_pid = os.fork()
         if self._guard_pid == 0:
             os.close(self._last_word)
             _guard(self.fd, pipe, self.saved)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(pipe)
         self.raw()
 

@@ -192,7 +192,7 @@ def full_barrier() -> None:
     _fence.acquire()
     _fence.release()
 
-# %% ../nbs/10_vring.ipynb #d43203a9
+# %% ../nbs/10_vring.ipynb #771d7c93
 def _nobody(*_: object) -> None:
     "Where interrupts go until a Bus connects the queue."
 
@@ -211,6 +211,7 @@ class Virtqueue:
         self.doorbell: Doorbell | None = None
         self.interrupt: Callable[[], None] = _nobody
         self.wrote: Callable[[Sequence[tuple[int, int]]], None] = _nobody
+        self.fence: Callable[[], None] = full_barrier
         self.thread: threading.Thread | None = None
         self.indirect = self.notify_on_empty = True
         self.last_avail = self.used_idx = self.pending_used = 0
@@ -238,9 +239,9 @@ class Virtqueue:
         u16 = self.memory.u16
         self.wakeup.check()
         while not self.more():
-            self.trigger()
             u16[self.used] = 0
-            full_barrier()
+            self.fence()
+            self._interrupt_if_wanted()
             if not self.more():
                 self.wakeup.sleep()
             u16[self.used] = USED_NO_NOTIFY
@@ -278,10 +279,15 @@ class Virtqueue:
 
     def trigger(self) -> None:
         "Interrupt the Guest for what was given back since the last time, if it wants that."
+        if self.pending_used:
+            self.fence()
+            self._interrupt_if_wanted()
+
+    def _interrupt_if_wanted(self) -> None:
+        "With a fence since the last store."
         if not self.pending_used:
             return
         self.pending_used = 0
-        full_barrier()
         silent = self.memory.u16[self.avail] & AVAIL_NO_INTERRUPT
         if not silent or (self.notify_on_empty and not self.more()):
             self.interrupt()

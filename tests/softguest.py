@@ -62,7 +62,8 @@ def jump_to_self() -> bytes:  # eb fe   1: jmp 1b
     return b"\xeb\xfe"
 
 
-def gate(vector: int, handler: int, kind: int = 0x8E) -> bytes:  # kind: 8e interrupt gate, 8f trap gate, ef for programs
+def gate(vector: int, handler: int, kind: int = 0x8E) -> bytes:
+    "kind: 8e is an interrupt gate, 8f a trap gate, ef one for programs"
     return hcall(LOAD_IDT, vector, handler & 0xFFFF | 0x610000, handler & 0xFFFF0000 | kind << 8)
 
 

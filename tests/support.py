@@ -197,6 +197,9 @@ class FakeHost:
     def stop(self) -> None:
         self.stopped.set()
 
+    def report(self) -> str:
+        return f"{len(self.interrupts)} interrupts"
+
     def close(self) -> None:
         self.closed += 1
 

@@ -325,6 +325,16 @@ def test_it_listens(typist: Typist) -> None:
         assert typist.until(b"tiny> ") == b"echo number %d\nnumber %d\n" % (number, number)
 
 
+def test_nothing_typed_early_is_lost() -> None:
+    for number in range(10):
+        one = Typist()
+        try:
+            one.type(b"echo early %d\n" % number)
+            one.until(b"\nearly %d\n" % number)
+        finally:
+            one.close()
+
+
 def test_it_edits_lines(typist: Typist) -> None:
     typist.until(b"tiny> ")
     typist.type(b"echx\x7fo one\n")

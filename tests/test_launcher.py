@@ -258,12 +258,14 @@ class TestRun:
 
         def hello(host: ScriptedHost) -> int:
             host.memory.write(0x5000, b"stuck\0")
-            threading.Timer(0, launcher.stop).start()
+            stopper.start()
             return 0x5000
 
         with Launcher(2, ScriptedHost(hello), output_fd=screen[1]) as launcher:
+            stopper = threading.Thread(target=launcher.stop)
             launcher.load(kernel)
             assert launcher.run() == Ending("stopped")
+        stopper.join()
 
     def test_a_console_works_both_ways(self, kernel: str, screen) -> None:
         keys, typed = os.pipe()
@@ -371,12 +373,19 @@ class TestDeath:
 
     def test_stop_ends_it_from_any_thread(self) -> None:
         def stop(host: ScriptedHost) -> None:
-            threading.Thread(target=launcher.stop).start()
+            stopper.start()
             until_stopped(host)
 
         host = ScriptedHost(stop, lambda host: Ending("died", "went on"))
         with Launcher(2, host) as launcher:
+            stopper = threading.Thread(target=launcher.stop)
             assert launcher.run() == Ending("stopped")
+        stopper.join()
+
+    def test_a_stop_in_the_middle_of_which_run_returned_touches_nothing_that_was_closed(self) -> None:
+        launcher = Launcher(2, ScriptedHost())
+        launcher.close()
+        launcher.stop()
 
     def test_closing_stops_devices_first_and_gives_everything_back(self) -> None:
         order: list[str] = []

@@ -218,7 +218,7 @@ class TestRoom:
         assert LGUEST_IRQS == 32
         for _ in range(31):
             computer.add()
-        with pytest.raises(LguestError, match="toy:0 would have interrupt 32, and there are 32"):
+        with pytest.raises(LguestError, match="toy would have interrupt 32, and the last is 31"):
             computer.add()
 
     def test_without_pages_for_a_ring_there_is_no_device(self, computer: Computer) -> None:

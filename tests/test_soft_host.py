@@ -174,7 +174,7 @@ def test_pages_which_never_held_code_cost_nothing() -> None:
 
     def notified(_: int) -> None:
         guest.host.wrote([(g.SCRATCH, 4096), (0x100000, 0), (0x3FFFFF, 1)])
-        kicked.append(bool(guest.host.stats()["dropped"]))
+        kicked.append(bool(guest.host.stats()["code"]["dropped"]))
 
     guest.on_notify = notified
     assert guest.run().how == "power-off"

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 from support import PATIENCE, FakeHost, connect, lguest_threads, naps
@@ -181,15 +182,21 @@ def test_after_a_reset_nothing_of_ours_touches_the_ring(bench: Bench) -> None:
 
 
 def test_detached_before_stopped_so_that_a_late_kick_is_an_early_one(bench: Bench) -> None:
-    order: list[str] = []
+    order: list[tuple[str, int]] = []
+
+    def noting(stop: Callable[[], None], address: int) -> None:
+        order.append(("stop", address))
+        stop()
+
     bench.start()
     detach = bench.host.detach_eventfd
-    bench.host.detach_eventfd = lambda *a: (order.append("detach"), detach(*a))  # type: ignore[method-assign]
+    bench.host.detach_eventfd = lambda *a: (order.append(("detach", a[0])), detach(*a))  # type: ignore
     for vq in bench.queues:
-        stop = vq.wakeup.stop
-        vq.wakeup.stop = lambda stop=stop: (order.append("stop"), stop())  # type: ignore[method-assign]
+        noted = partial(noting, vq.wakeup.stop, vq.ring.desc)
+        vq.wakeup.stop = noted  # type: ignore[method-assign]
     bench.reset()
-    assert order == ["detach", "stop"] * 2
+    for vq in bench.queues:
+        assert order.index(("detach", vq.ring.desc)) < order.index(("stop", vq.ring.desc))
 
 
 def test_the_eventfd_of_a_queue_is_the_same_for_life(bench: Bench) -> None:

@@ -26,6 +26,7 @@ NOTEBOOKS = ROOT / "nbs"
 CELL_LIMIT = 60  # seconds; a whole notebook should need less than 20
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 NOT_RUN = re.compile(r"^#\|\s*(eval:\s*false|notest)\b|nbdev_export\(", re.MULTILINE)
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_REFERENCE = re.compile(r"IPY_MODEL_([0-9a-f]{32})")
@@ -177,7 +178,7 @@ def main() -> int:
         try:
             trouble = check(path) if arguments.check else save(path)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            trouble = str(error)
+            trouble = COLOUR.sub("", str(error))
         if trouble:
             failed += 1
             print(f"{path.name}:\n{trouble}", file=sys.stderr)

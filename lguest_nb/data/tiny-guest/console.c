@@ -80,12 +80,12 @@ int getch(void) {
     flush();
     if (!console_live()) for (;;) hcall(HALT, 0, 0, 0);
     while (con->in_pos == con->in_len) {
-        if (!con->in_posted) {
-            u32 was = irq_save();
+        u32 was = irq_save();                   /* from here nothing arrives: so, is it really empty? */
+        if (!con->in_posted && con->in_pos == con->in_len) {
             post_input();
             vq_kick(&con->device->vq[0]);
-            irq_restore(was);
         }
+        irq_restore(was);
         wait_for(!con->in_posted);
     }
     return (u8)con->in[con->in_pos++];

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Snapshot', 'small_kernel', 'Probe', 'only', 'find', 'measure_registers', 'measure_segments', 'fault_twice', 'measure']
 
-# %% ../../../nbs/52_calibrate.ipynb #66e6d757
+# %% ../../../nbs/52_calibrate.ipynb #cd1dbc5f
 import mmap
 from array import array
 from functools import cache
 
 from ...host import HostError
 from . import unicorn as u
-from .cpu import NOTHING_IN_DELIVERY, PAGING, Cpu, Hooks, Layout, Segment
+from .cpu import NOTHING_IN_DELIVERY, Hooks, Layout, Segment
 
 # %% ../../../nbs/52_calibrate.ipynb #73007dfc
 _CODE = {0x000: "cf", 0x010: "cd 40  cf", 0x020: "cd 41  8e c0"}
@@ -112,7 +112,7 @@ def measure_segments(probe: Probe) -> list[Segment]:
     es, ds = parts
     return [Segment(*(e + (d - e) * n // 3 for e, d in zip(es, ds, strict=True))) for n in range(4)]
 
-# %% ../../../nbs/52_calibrate.ipynb #53090c24
+# %% ../../../nbs/52_calibrate.ipynb #bc3b7465
 _MODE_32BIT = 0xB0  # target/i386/cpu.h: HF_CS32_MASK, HF_SS32_MASK and HF_PE_MASK
 
 
@@ -147,15 +147,17 @@ def measure() -> Layout:
     for register, levels in ((cs, (0x19, 0x2B)), (ss, (0x21, 0x33))):
         if (kernel[register.selector], program[register.selector]) != levels:
             raise HostError("This build of Unicorn keeps its segment registers in an order --host=soft does not know.")
-    level_words = [i for i, (k, p) in enumerate(zip(kernel, program, strict=True)) if k ^ p == 2 and p & 3 == 3]
     error_code = find("error code", (first, 0x1230), (second, 0x2340))
+    ints = (kernel, 1), (program, 1), (first, 0), (second, 0)
+    level_words = [i for i, word in enumerate(program) if word & 3 == 3 and word ^ kernel[i] == 2]
     return Layout(
         **registers,
-        es=es, cs=cs, ss=ss, ds=ds,
+        es=es,
+        cs=cs,
+        ss=ss,
+        ds=ds,
         mode=only("privilege level", [i for i in level_words if program[i] & _MODE_32BIT == _MODE_32BIT]),
         error_code=error_code,
-        by_int=error_code + find("origin of traps", *(
-            (words[error_code:error_code + 3], value) for words, value in zip((kernel, program, first, second), (1, 1, 0, 0))
-        )),
+        by_int=error_code + find("origin of traps", *((words[error_code : error_code + 3], n) for words, n in ints)),
         last_exception=find("last exception", (program, NOTHING_IN_DELIVERY), (first, 13), (second, 13)),
-    )  # fmt: skip
+    )

@@ -83,7 +83,7 @@ class Range:
         self._hook[_BEGIN] = _NOWHERE
         self._hook[_END] = _NOWHERE
 
-# %% ../../../nbs/51_cpu.ipynb #e3336fb8
+# %% ../../../nbs/51_cpu.ipynb #b8538cdb
 class Engine:
     "A bare Unicorn i386 with the lifetime of a Python object: memory, registers, snapshots. Raises `HostError`."
 
@@ -106,7 +106,7 @@ class Engine:
     def check(self, error: int) -> None:
         "Raise `HostError` with Unicorn's own words unless `error` is 0."
         if error:
-            raise HostError(f"Unicorn says: {ffi.string(self.lib.uc_strerror(error)).decode()} (error {error}).")
+            raise HostError(f"Unicorn says: {ffi.string(self.lib.uc_strerror(error))!r} (error {error}).")
 
     def control(self, what: int, *arguments: Any) -> None:
         "Change one of the settings of `uc_ctl`."
@@ -167,7 +167,7 @@ class Engine:
             ffi.release(held)
         self._held.clear()
 
-# %% ../../../nbs/51_cpu.ipynb #e0684b7d
+# %% ../../../nbs/51_cpu.ipynb #3f57fcc8
 _SIGNATURES = {  # unicorn.h: uc_cb_hookintr_t and so on; and what C gets if ours raises
     (u.HOOK_INTR, 0): ("void(uc_engine *, uint32_t, void *)", None),
     (u.HOOK_INSN_INVALID, 0): ("bool(uc_engine *, void *)", True),
@@ -200,19 +200,18 @@ class Hooks(Engine):
         which = ffi.cast("int", instruction)
         self.check(self.lib.uc_hook_add(self.uc, handle, kind, function, ffi.NULL, first, last, which))
         hook = ffi.cast("uint64_t *", handle[0])
+        self._last_hook = handle[0]
         if (hook[_BEGIN], hook[_END], hook[_CALLBACK]) != (first, last, int(ffi.cast("uintptr_t", function))):
             raise HostError("This build of Unicorn keeps its hooks in a way --host=soft does not know.")
         return Range(hook)
 
-    def hook(
+    def callback(
         self,
         kind: int,  # HOOK_...
         function: Callable[..., Any],  # gets Unicorn's arguments without the first and the last
-        first: int = 0,
-        last: int = _EVERYWHERE,
         instruction: int = 0,
-    ) -> Range:
-        "Have a function of Python called; if it raises, the CPU stops."
+    ) -> Any:
+        "A function of C which calls one of Python; if that raises, the CPU stops."
         signature, otherwise = _SIGNATURES[kind, instruction]
 
         def guarded(_uc: Any, *arguments: Any) -> Any:
@@ -223,16 +222,19 @@ class Hooks(Engine):
                 self.lib.uc_emu_stop(self.uc)
                 return otherwise
 
-        callback = ffi.callback(signature, guarded)
-        self._callbacks.append(callback)
-        return self.hook_c(kind, callback, first, last, instruction)
+        self._callbacks.append(ffi.callback(signature, guarded))
+        return self._callbacks[-1]
+
+    def hook(self, kind: int, function: Callable[..., Any], instruction: int = 0) -> None:
+        "Have a function of Python called, at all addresses. The arguments are those of `callback`."
+        self.hook_c(kind, self.callback(kind, function, instruction), instruction=instruction)
 
     def close(self) -> None:
         "Give everything back, the functions too."
         super().close()
         self._callbacks.clear()
 
-# %% ../../../nbs/51_cpu.ipynb #8574a993
+# %% ../../../nbs/51_cpu.ipynb #07e56941
 class Cpu(Hooks):
     "An i386 which can be stopped between any two instructions and tells us of each trap. Raises `HostError`."
 
@@ -243,7 +245,7 @@ class Cpu(Hooks):
         on_invalid: Callable[[], bool],  # an invalid instruction; True if it changed `state`
         on_io: Callable[[], None],  # an in or out instruction; the CPU gives ones and goes on
         on_code: Callable[[int, int], None],  # virtual address and length of code just translated
-        on_store: Callable[[int, int, int], None],  # physical address, length and value of a store in `watched`
+        on_store: Callable[[int, int], None],  # physical address and value of a store where we `watch`
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -275,9 +277,9 @@ class Cpu(Hooks):
         self.hook(u.HOOK_INSN, in_or_out, instruction=u.INS_IN)
         self.hook(u.HOOK_INSN, lambda *a: in_or_out(*a) and None, instruction=u.INS_OUT)
         self.hook(u.HOOK_EDGE_GENERATED, lambda tb, _previous: on_code(tb.pc, tb.size))
-        self.watched = self.hook(
-            u.HOOK_MEM_WRITE, lambda _type, address, size, value: on_store(address, size, value), _NOWHERE, _NOWHERE
-        )
+        self._on_store, self._watch = self.callback(
+            u.HOOK_MEM_WRITE, lambda _type, address, _size, value: on_store(address, value)
+        ), 0
         self.hook_c(u.HOOK_BLOCK, ffi.addressof(self.lib, "uc_errno"))
         stop = ffi.addressof(self.lib, "uc_emu_stop")
         self._stops = [self.hook_c(u.HOOK_BLOCK, stop, _NOWHERE, _NOWHERE) for _ in range(2)]
@@ -312,6 +314,22 @@ class Cpu(Hooks):
         for stop in self._stops:
             stop.close()
         self.asked = False
+
+    def watch(
+        self,
+        first: int,  # physical
+        last: int,
+    ) -> None:
+        "Have `on_store` called before each store which begins between these addresses, both included."
+        if not self._watch:
+            self.hook_c(u.HOOK_MEM_WRITE, self._on_store, first, last)
+            self._watch = self._last_hook
+
+    def unwatch(self) -> None:
+        "No more."
+        if self._watch:
+            self.check(self.lib.uc_hook_del(self.uc, self._watch))
+            self._watch = 0
 
     def load_cr3(
         self,

@@ -190,7 +190,7 @@ class Reflector(Traps):
         self.cpu.drop_code(self.tables.write(eip, _INT_HYPERCALL))
         return True
 
-# %% ../../../nbs/56_interrupts.ipynb #297689aa
+# %% ../../../nbs/56_interrupts.ipynb #427fd350
 class Interrupts(Reflector):
     "Delivers interrupts. Methods raise `GuestError` when that kills the Guest."
 
@@ -199,7 +199,6 @@ class Interrupts(Reflector):
         self.pending = 0  # a bit for each interrupt; the Host sets them under its lock
         self.halted = False  # LHCALL_HALT
         self.delivered = [0] * IRQS
-        self.watching = False
 
     def ready(self) -> int:
         "The pending interrupts which the Guest has not blocked."
@@ -235,16 +234,13 @@ class Interrupts(Reflector):
 
     def watch(self, on: bool) -> None:
         "Be told when the Guest changes its mind, or stop being told."
-        if on != self.watching and self.data is not None:
-            self.watching = on
-            if on:
-                self.cpu.watched.open(self.data.address, self.data.address + 7)
-            else:
-                self.cpu.watched.close()
+        if on and self.data is not None:
+            self.cpu.watch(self.data.address, self.data.address + 7)
+        else:
+            self.cpu.unwatch()
 
-    def on_store(self, address: int, size: int, value: int) -> None:
+    def on_store(self, address: int, value: int) -> None:
         "The Guest is about to store into `irq_enabled` or `blocked_interrupts`."
-        if self.data is not None and self.data.address <= address < self.data.address + 8:
-            blocks = address >= self.data.address + 4
-            if blocks or value & INTERRUPTS_ON or size != 4:
-                self.cpu.kick()
+        if self.data is None or address != self.data.address or value & INTERRUPTS_ON:
+            self.cpu.unwatch()
+            self.cpu.kick()

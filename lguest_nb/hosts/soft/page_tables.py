@@ -48,7 +48,7 @@ def build_initial_tables(
     memory.write(directory + 4 * _KERNEL_SLOT, slots)
     return directory
 
-# %% ../../../nbs/54_page_tables.ipynb #555dc77e
+# %% ../../../nbs/54_page_tables.ipynb #fcf47d10
 class PageTables:
     "Which virtual address is where. Methods raise `GuestError` for what lguest killed a Guest for."
 
@@ -59,6 +59,7 @@ class PageTables:
         self.first = 0  # and of the one we built
         self.kernel_address = 0xFFFFFFFF  # from here on all directories are the same; told by the Guest
         self.stale = False  # the processor may remember old entries
+        self.translated: set[int] = set()  # virtual pages known to hold code, as long as no entry changes
 
     def start(self) -> None:
         "Build the first tables, and switch the processor to them."
@@ -108,6 +109,7 @@ class PageTables:
         "If anything has changed, make the processor forget what it remembers."
         if self.stale:
             self.stale = False
+            self.translated.clear()
             self._cpu.flush_tlb()
 
 # %% ../../../nbs/54_page_tables.ipynb #f3824be8

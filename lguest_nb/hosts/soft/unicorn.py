@@ -10,9 +10,8 @@ __all__ = ['ffi', 'TRIED', 'ARCH_X86', 'MODE_32', 'PROT_READ', 'PROT_ALL', 'HOOK
            'EBP', 'ESI', 'EDI', 'EIP', 'EFLAGS', 'ES', 'CS', 'SS', 'DS', 'FS', 'GS', 'CR0', 'CR2', 'CR3', 'CR4', 'GDTR',
            'TR', 'find_library', 'check_version', 'library']
 
-# %% ../../../nbs/50_unicorn.ipynb #cbb746c1
+# %% ../../../nbs/50_unicorn.ipynb #00bc8500
 import importlib.util
-import struct
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,88 +20,90 @@ import _cffi_backend
 
 from ...host import HostError
 
-# %% ../../../nbs/50_unicorn.ipynb #2db62653
+# %% ../../../nbs/50_unicorn.ipynb #f834b991
 # The declarations above, as cffi chewed them.
 _FUNCTIONS = (  # name, and its type as a place in _TYPES
     ("timerfd_create", 0x3),
     ("timerfd_settime", 0x7),
     ("uc_close", 0x12),
-    ("uc_context_alloc", 0x2c),
-    ("uc_context_restore", 0x30),
-    ("uc_context_save", 0x30),
-    ("uc_context_size", 0x45),
+    ("uc_context_alloc", 0x30),
+    ("uc_context_restore", 0x34),
+    ("uc_context_save", 0x34),
+    ("uc_context_size", 0x49),
     ("uc_ctl", 0x15),
-    ("uc_emu_start", 0x3b),
+    ("uc_emu_start", 0x3f),
     ("uc_emu_stop", 0x12),
     ("uc_errno", 0x12),
-    ("uc_free", 0x42),
+    ("uc_free", 0x46),
     ("uc_hook_add", 0x23),
-    ("uc_mem_map_ptr", 0x34),
+    ("uc_hook_del", 0x2c),
+    ("uc_mem_map_ptr", 0x38),
     ("uc_open", 0xd),
     ("uc_reg_read", 0x19),
     ("uc_reg_write", 0x1e),
     ("uc_strerror", 0x0),
-    ("uc_version", 0x48),
+    ("uc_version", 0x4c),
 )
 _TYPES = bytes.fromhex(
-    "00004c0d000007010000000f0000010d00000701000007010000000f0000010d000007010000070100004f0300004f03"
-    "0000000f0000010d0000070100000701000013030000000f0000010d000052030000000f0000010d0000131100000701"
-    "0000010f0000010d0000131100000701000057030000000f0000010d0000131100000701000057030000000f0000010d"
-    "00001311000040030000070100001c1100001c1100001801000018010000010f0000010d00001311000032030000000f"
-    "0000010d00001311000051030000000f0000010d0000131100001801000018010000160100001c110000000f0000010d"
-    "0000131100001801000018010000180100001c010000000f0000010d00001c110000000f0000400d000013110000000f"
-    "0000560d00005603000049110000000f00004d0300000201000009010000020900000309000004090000050900000009"
-    "00000109000014010000080100000001"
+    "0000500d000007010000000f0000010d00000701000007010000000f0000010d00000701000007010000530300005303"
+    "0000000f0000010d0000070100000701000013030000000f0000010d000056030000000f0000010d0000131100000701"
+    "0000010f0000010d000013110000070100005b030000000f0000010d000013110000070100005b030000000f0000010d"
+    "0000131100002e030000070100001c1100001c1100001801000018010000010f0000010d0000131100001c010000000f"
+    "0000010d00001311000036030000000f0000010d00001311000055030000000f0000010d000013110000180100001801"
+    "0000160100001c110000000f0000010d0000131100001801000018010000180100001c010000000f0000010d00001c11"
+    "0000000f00002e0d000013110000000f00005a0d00005a0300004d110000000f00005103000002010000090100000209"
+    "0000030900000409000005090000000900000109000014010000080100000001"
 )
 _STRUCTS = (
     (
-        b"\x00\x00\x00S\x00\x00\x00\x02$uc_tb",
+        b"\x00\x00\x00W\x00\x00\x00\x02$uc_tb",
         b"\x00\x00)\x11pc",
-        b"\x00\x00U\x11icount",
-        b"\x00\x00U\x11size",
+        b"\x00\x00Y\x11icount",
+        b"\x00\x00Y\x11size",
     ),
     (
-        b"\x00\x00\x00T\x00\x00\x00\x02$uc_x86_mmr",
-        b"\x00\x00U\x11selector",
+        b"\x00\x00\x00X\x00\x00\x00\x02$uc_x86_mmr",
+        b"\x00\x00Y\x11selector",
         b"\x00\x00)\x11base",
-        b"\x00\x008\x11limit",
-        b"\x00\x008\x11flags",
+        b"\x00\x00<\x11limit",
+        b"\x00\x00<\x11flags",
     ),
     (
-        b"\x00\x00\x00O\x00\x00\x00\x02itimerspec",
-        b"\x00\x00P\x11it_interval",
-        b"\x00\x00P\x11it_value",
+        b"\x00\x00\x00S\x00\x00\x00\x02itimerspec",
+        b"\x00\x00T\x11it_interval",
+        b"\x00\x00T\x11it_value",
     ),
     (
-        b"\x00\x00\x00P\x00\x00\x00\x02timespec",
-        b"\x00\x00N\x11tv_sec",
-        b"\x00\x00N\x11tv_nsec",
+        b"\x00\x00\x00T\x00\x00\x00\x02timespec",
+        b"\x00\x00R\x11tv_sec",
+        b"\x00\x00R\x11tv_nsec",
     ),
     (
-        b"\x00\x00\x00Q\x00\x00\x00\x10uc_context",
+        b"\x00\x00\x00U\x00\x00\x00\x10uc_context",
     ),
     (
-        b"\x00\x00\x00R\x00\x00\x00\x10uc_struct",
+        b"\x00\x00\x00V\x00\x00\x00\x10uc_struct",
     ),
 )
 _NAMES = (
-    b"\x00\x00\x00Quc_context",
-    b"\x00\x00\x00Ruc_engine",
-    b"\x00\x00\x00Suc_tb",
-    b"\x00\x00\x00Tuc_x86_mmr",
+    b"\x00\x00\x00Uuc_context",
+    b"\x00\x00\x00Vuc_engine",
+    b"\x00\x00\x00Wuc_tb",
+    b"\x00\x00\x00Xuc_x86_mmr",
 )
-_PYTHON_FUNCTION = b"\x23"  # cffi's operation code for "a function of this type"
+_PLAIN_FUNCTION = b"\x23"  # cffi's operation code for "a function of this type"
+_GLOBALS = tuple(x for name, at in _FUNCTIONS for x in (at.to_bytes(3, "big") + _PLAIN_FUNCTION + name.encode(), 0))
 
 ffi = _cffi_backend.FFI(
     "unicorn",
     _version=0x2601,
     _types=_TYPES,
-    _globals=tuple(x for n, t in _FUNCTIONS for x in (t.to_bytes(3, "big") + _PYTHON_FUNCTION + n.encode(), 0)),
+    _globals=_GLOBALS,
     _struct_unions=_STRUCTS,
     _typenames=_NAMES,
 )
 
-# %% ../../../nbs/50_unicorn.ipynb #e8710dc1
+# %% ../../../nbs/50_unicorn.ipynb #e13d4b23
 TRIED = ((2, 1, 4), (2, 1, 3))  # the versions on which every line of these notebooks was tried
 
 
@@ -135,7 +136,7 @@ def library() -> Any:
     "The functions of Unicorn. Raises `HostError` if it is missing, cannot be loaded, or was never tried."
     path = find_library()
     try:
-        lib = ffi.dlopen(str(path))
+        lib: Any = ffi.dlopen(str(path))
     except OSError as e:
         raise HostError(f"The Unicorn CPU emulator could not be loaded: {e}.") from e
     check_version(lib.uc_version(ffi.NULL, ffi.NULL))

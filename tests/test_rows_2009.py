@@ -26,9 +26,9 @@ DEVICES = """
 """
 COUNTED = {"2": 12, "3": 11, "4": 10, "5": 16, "7": 9, "8": 10}
 EXPECTED = {
-    **{f"1.{name}": None for name in (CONSTANTS + STRUCTURES + BOOT_PARAMS).split()},
-    **{f"6.{name}": None for name in DEVICES.split()},
-    **{f"{section}.{i}": None for section, rows in COUNTED.items() for i in range(1, rows + 1)},
+    *{f"1.{name}" for name in (CONSTANTS + STRUCTURES + BOOT_PARAMS).split()},
+    *{f"6.{name}" for name in DEVICES.split()},
+    *{f"{section}.{i}" for section, rows in COUNTED.items() for i in range(1, rows + 1)},
 }
 ROWS = {
     f"{section}.{name}": row
@@ -38,7 +38,7 @@ ROWS = {
 
 
 @cache
-def tests_of(path: Path) -> set[str]:
+def defined_in(path: Path) -> set[str]:
     "The tests which a file defines, as they are in a node id behind the path: `test_x` or `TestClass::test_x`."
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -50,7 +50,7 @@ def tests_of(path: Path) -> set[str]:
 
 
 def test_every_row_is_in_the_table_and_no_other() -> None:
-    assert ROWS.keys() == EXPECTED.keys()
+    assert ROWS.keys() == EXPECTED
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -60,4 +60,4 @@ def test_a_row_says_what_holds_and_names_tests_which_exist(row: str) -> None:
     assert ROWS[row]["tests"], "a row which no test holds"
     for test in ROWS[row]["tests"]:
         path, _, name = test.partition("::")
-        assert name in tests_of(TESTS.parent / path), f"there is no {test}"
+        assert name in defined_in(TESTS.parent / path), f"there is no {test}"

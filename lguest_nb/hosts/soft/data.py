@@ -11,14 +11,14 @@ import time
 
 from ...memory import BadAddress, GuestError, GuestMemory
 
-# %% ../../../nbs/55_lguest_data.ipynb #e4882744
+# %% ../../../nbs/55_lguest_data.ipynb #c05c6d27
 SIZE = 1396  # bytes, in 2.6.31; later 1392
 INTERRUPTS_ON = 0x200  # as in eflags
 IRQ_ENABLED, BLOCKED, CR2, TIME, IRQ_PENDING = 0, 1, 2, 3, 5
 _RESERVE_MEM, _TSC_KHZ, _PGDIR = 342, 343, 344
 STATUS_BYTE, RING_BYTE = 24, 88  # hcall_status and hcalls
 RING_SIZE, ARGUMENTS = 64, 5
-FREE = 0xFF
+FREE = 0xFF  # in hcall_status
 _SYSCALL_VECTOR = 0x80
 _RESERVED = 4 << 20  # page_tables.c: RESERVE_MEM
 
@@ -44,9 +44,8 @@ class LguestData:
             raise GuestError("bad syscall vector")
         told_by_guest = _PGDIR if later else _PGDIR + 1
         self.noirq = (words[told_by_guest], words[told_by_guest + 1])
-        self.kernel_address = words[told_by_guest + 2]
-        if self.kernel_address >= 1 << 32 - _RESERVED.bit_length():
-            pass
+        if words[told_by_guest + 2] >= (1 << 32) - _RESERVED:
+            raise GuestError(f"bad kernel address {words[told_by_guest + 2]:#x}")
         words[_TSC_KHZ] = 0
         words[_RESERVE_MEM] = _RESERVED
         if not later:

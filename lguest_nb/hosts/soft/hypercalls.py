@@ -110,7 +110,7 @@ class Hypercalls:
         self.counts[number] += 1
         call(arguments)
 
-# %% ../../../nbs/57_hypercalls.ipynb #d8c40fba
+# %% ../../../nbs/57_hypercalls.ipynb #93c6cf0d
 class Ring(Hypercalls):
     "Hypercalls, with those which the Guest has saved up."
 
@@ -133,7 +133,6 @@ class Ring(Hypercalls):
             raise GuestError(f"hypercall {number} before INIT")
         self.counts[number] += 1
         self.data = self.interrupts.data = LguestData(self.memory, arguments[0], self.tables.first)
-        self.tables.kernel_address = self.data.kernel_address
         self.interrupts.cpu.spared = self.data.noirq
 
     def _run_ring(self, data: LguestData) -> None:

@@ -96,7 +96,7 @@ def table(
         lines.append(f"  {name:<20}{count:>9}" + (f"{1e6 * seconds / timed:>9.1f} us" if timed else ""))
     return lines
 
-# %% ../../../nbs/57_machine.ipynb #372de765
+# %% ../../../nbs/57_machine.ipynb #3f0b6eb8
 class Machine:
     "A Guest's processor with its tables. Methods raise `GuestError` for what killed a Guest, and `Ended`."
 
@@ -132,18 +132,17 @@ class Machine:
         "An exception, or an `int` instruction. Returns whether the processor's `state` was changed."
         cpu, state, layout = self.cpu, self.cpu.state, self.cpu.layout
         self.statistics.traps[vector] += 1
-        changed = self.interrupts.late_fault()
-        if changed:
-            pass
+        changed = True
+        if self.interrupts.late_fault():
+            pass  # what has trapped is behind the instruction which should have faulted, and will come again
         elif not state[layout.by_int]:
             self.interrupts.by_mistake(vector, state[layout.error_code])
-            changed = True
         elif vector == HYPERCALL_VECTOR and state[layout.mode] & 3 == 1:
             arguments = state[layout.ebx], state[layout.ecx], state[layout.edx], state[layout.esi]
             self.hypercall(state[layout.eax], arguments)
+            changed = False
         else:
             self.interrupts.by_int(vector)
-            changed = True
         if self.interrupts.pending and self.address is None:
             changed |= self._deliver(self.interrupts)
         if self.interrupts.halted:

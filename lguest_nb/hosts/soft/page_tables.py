@@ -48,7 +48,7 @@ def build_initial_tables(
     memory.write(directory + 4 * _KERNEL_SLOT, slots)
     return directory
 
-# %% ../../../nbs/54_page_tables.ipynb #fcf47d10
+# %% ../../../nbs/54_page_tables.ipynb #72e74697
 class PageTables:
     "Which virtual address is where. Methods raise `GuestError` for what lguest killed a Guest for."
 
@@ -57,7 +57,6 @@ class PageTables:
         self._shadow = switcher.directory
         self.directory = 0  # Guest-physical address of the one the Guest is using
         self.first = 0  # and of the one we built
-        self.kernel_address = 0xFFFFFFFF  # from here on all directories are the same; told by the Guest
         self.stale = False  # the processor may remember old entries
         self.translated: set[int] = set()  # virtual pages known to hold code, as long as no entry changes
 

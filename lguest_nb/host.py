@@ -49,7 +49,7 @@ class Bus(Protocol):
         "Called on the CPU thread, with the Guest standing still. What it raises comes out of `Host.run`."
         ...
 
-# %% ../nbs/35_host.ipynb #da2c05ef
+# %% ../nbs/35_host.ipynb #b97b4eac
 class Host(Protocol):
     "Who runs the Guest's CPU, and carries kicks to us and interrupts to it."
 
@@ -87,6 +87,10 @@ class Host(Protocol):
         ranges: Sequence[tuple[int, int]],  # Guest-physical address and length in bytes of each
     ) -> None:
         "Devices changed these bytes: on return no instruction from before can run. Any thread."
+        ...
+
+    def fence(self) -> None:
+        "A full barrier between what we stored and what the Guest stores. Any thread."
         ...
 
     def run(self) -> Ending:

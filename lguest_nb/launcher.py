@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'MEMORY_MAX_MB', 'memory_bytes', 'check_processor', 'Launcher']
 
-# %% ../nbs/40_launcher.ipynb #f27ca6e0
+# %% ../nbs/40_launcher.ipynb #80e4a7cf
 import logging
 import platform
+import threading
 import traceback
 
 from .bus.lguest import LguestBus
@@ -46,7 +47,7 @@ def _forget_locals(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
-# %% ../nbs/40_launcher.ipynb #d6e68bea
+# %% ../nbs/40_launcher.ipynb #5b94d3b6
 class Launcher:
     "One Guest: its memory, its devices and the Host which runs it."
 
@@ -64,6 +65,8 @@ class Launcher:
         self.failure: BaseException | None = None
         self.boot = BootState(0)
         self._early = Wakeup()
+        self._lock = threading.Lock()
+        self._closed = False
 
     def add(
         self,
@@ -113,9 +116,11 @@ class Launcher:
         return ending
 
     def stop(self) -> None:
-        "Make `run` return soon. Any thread."
-        self._early.stop()
-        self.host.stop()
+        "Make `run` return soon. Any thread, any time; harmless when it's over."
+        with self._lock:
+            if not self._closed:
+                self._early.stop()
+                self.host.stop()
 
     def fail(
         self,
@@ -132,6 +137,8 @@ class Launcher:
     def close(self) -> None:
         "Stop all devices, end the Host, give the memory back. After `run` has returned."
         self.bus.close()
+        with self._lock:  # whoever is about to stop us has done so, or will find us closed
+            self._closed = True
         self.host.close()
         self._early.close()
         _forget_locals(self.failure)

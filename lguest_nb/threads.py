@@ -37,21 +37,22 @@ class ServiceThread(threading.Thread):
             e.add_note(f"in the thread of {self.vq.name}")
             self.failed(e)
 
-# %% ../nbs/30_threads.ipynb #40f29fdd
+# %% ../nbs/30_threads.ipynb #d10d0083
 def start_device(
     device: Device,
     host: Host,
     failed: Callable[[BaseException], None],  # told what a service function raised
 ) -> None:
     "Attach an eventfd for each queue of `device` and start its threads. Raises `HostError`."
+    served = [(vq, service) for vq, service in zip(device.queues, device.services, strict=True) if vq.ready]
     try:
-        for vq in device.queues:
+        for vq, _ in served:
             assert vq.doorbell is not None, "the Bus gives each queue its doorbell"
             host.attach_eventfd(vq.doorbell.address, vq.wakeup.kicks, vq.doorbell.value)
     except LguestError:
         _detach(device, host)
         raise
-    for vq, service in zip(device.queues, device.services, strict=True):
+    for vq, service in served:
         vq.wakeup.rearm()
         vq.memory.u16[vq.used] = USED_NO_NOTIFY  # from here on the thread looks by itself before it sleeps
         thread = ServiceThread(vq, service, failed)
@@ -62,8 +63,8 @@ def start_device(
 
 def _detach(device: Device, host: Host) -> None:
     for vq in device.queues:
-        assert vq.doorbell is not None
-        host.detach_eventfd(vq.doorbell.address, vq.doorbell.value)
+        if vq.doorbell is not None:
+            host.detach_eventfd(vq.doorbell.address, vq.doorbell.value)
 
 
 def reset_device(

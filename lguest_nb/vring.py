@@ -192,7 +192,7 @@ def full_barrier() -> None:
     _fence.acquire()
     _fence.release()
 
-# %% ../nbs/10_vring.ipynb #771d7c93
+# %% ../nbs/10_vring.ipynb #bb815a5a
 def _nobody(*_: object) -> None:
     "Where interrupts go until a Bus connects the queue."
 
@@ -214,6 +214,7 @@ class Virtqueue:
         self.fence: Callable[[], None] = full_barrier
         self.thread: threading.Thread | None = None
         self.indirect = self.notify_on_empty = True
+        self.ready = False  # has it a ring?
         self.last_avail = self.used_idx = self.pending_used = 0
 
     def place(
@@ -228,6 +229,7 @@ class Virtqueue:
             self.memory.check(part, size)
         self.ring = ring
         self.avail, self.used = ring.avail >> 1, ring.used >> 1  # indices into memory.u16
+        self.ready = True
         self.last_avail = self.used_idx = self.pending_used = 0
 
     def more(self) -> bool:

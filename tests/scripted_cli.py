@@ -5,7 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
-from support import ScriptedHost
+from fakes import ScriptedHost
 
 from lguest_nb import cli
 from lguest_nb.block import Block

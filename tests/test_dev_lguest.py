@@ -570,6 +570,22 @@ class TestStop:
         with machine(for_ever(0x5000), Recorder(lambda address: on_a_thread(m.host.stop).result(PATIENCE))) as m:
             assert m.host.run() == Ending("stopped")
 
+    @pytest.mark.parametrize("flag", ["stop", "_rung"])
+    def test_between_the_look_and_the_door(self, machine: Any, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+        "Too late for `run` to see it and too early to wake anybody: so it looks again inside."
+        with machine(script(0x5000)) as m:
+            monkeypatch.setattr(m.host._lines, "early_kicks", lambda: m.host.stop() or [])
+            step = m.host._step
+
+            def late(file: Standin) -> Ending | None:
+                getattr(m.host, flag)()
+                ending: Ending | None = step(file)
+                return ending
+
+            monkeypatch.setattr(m.host, "_step", late)
+            assert m.host.run() == Ending("stopped")
+            assert m.module.reads == []
+
     def test_with_the_signal_blocked(self, machine: Any) -> None:
         ready: Future[Any] = Future()
 
@@ -923,7 +939,7 @@ class TestReset:
                 for i in range(300):
                     vq = self.giver.queues[i % 2]
                     driver = Driver(vq, 0x10000, 0x10000)
-                    vq.interrupt = lambda irq=1 + i % 2: self.host.interrupt(irq)
+                    vq.interrupt = partial(self.host.interrupt, 1 + i % 2)
                     seen = driver.seen
                     driver.add(into=[16])
                     yield self.rings[i % 2]
@@ -937,6 +953,7 @@ class TestReset:
 
     def test_parked_but_not_run_any_more(self, machine: Any, eventfd: int) -> None:
         "Closing does not depend on how `run` ended."
+
         def act(address: int) -> None:
             m.host.detach_eventfd(0x8000)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, Piece, ScriptedHost, Step, connect, forge_elf, lguest_threads
+from fakes import ScriptedHost, Step, connect
+from support import PATIENCE, Piece, forge_elf, lguest_threads
 
 from lguest_nb import launcher as launcher_module
 from lguest_nb.block import Block

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, FakeHost, ask_c, close, connect, lguest_threads
+from fakes import FakeHost, connect
+from support import PATIENCE, ask_c, close, lguest_threads
 
 from lguest_nb.block import Block
 from lguest_nb.bus.lguest import DESCRIPTOR, LGUEST_IRQS, RING_PAGES, VQCONFIG, LguestBus

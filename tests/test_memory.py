@@ -70,9 +70,7 @@ def test_one_byte_further_is_refused(
         door(memory, address, length)
 
 
-@pytest.mark.parametrize(
-    ("address", "length"), [(0xFFFFF000, 0x2000), (1 << 63, 1 << 63), (0x1000, -1), (0, 1 << 64)]
-)
+@pytest.mark.parametrize(("address", "length"), [(0xFFFFF000, 0x2000), (1 << 63, 1 << 63), (0x1000, -1), (0, 1 << 64)])
 def test_an_end_which_would_wrap_is_refused(memory: GuestMemory, address: int, length: int) -> None:
     with pytest.raises(BadAddress):
         memory.check(address, length)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import bare_mmio as mmio
 import pytest
 from bare_mmio import BareMmioBus
-from support import PATIENCE, FakeHost, ask_c, close, connect, lguest_threads, naps
+from fakes import FakeHost, connect
+from support import PATIENCE, ask_c, close, lguest_threads, naps
 
 from lguest_nb.console import Console
 from lguest_nb.driver import Driver

@@ -168,6 +168,25 @@ def test_two_programs_in_turn_while_the_guest_is_running() -> None:
     assert results(guest) == (1, 2)
 
 
+def test_a_guest_whose_every_block_ends_in_a_trap_can_be_loaded_anew() -> None:
+    # Unicorn tells us of no translation before it has seen a first block to its end, and a trap is not an end.
+    code = g.START + g.hcall(g.NOTIFY, 0x5000)
+    rest = g.mov(g.EAX, g.SHUTDOWN) + g.mov(g.EBX, g.TEXT) + g.mov(g.ECX, 1) + b"\xcd\x1f"
+    guest = g.Guest(init=False)
+    guest.put(g.CODE, code + b"\x90" + b"\xe9" + g.u32(-len(code) - 6 + len(g.START)) + rest)  # nop; jmp to the NOTIFY
+
+    def notified(_: int) -> None:
+        if len(guest.notified) == 3:
+            guest.put(g.CODE + len(code), b"\xeb\x04")  # jmp over the jmp
+            guest.host.wrote([(g.CODE + len(code), 2)])
+        guest.notified.append(1)
+
+    guest.on_notify = notified
+    assert guest.run().how == "power-off"
+    assert len(guest.notified) == 4
+    assert guest.host.stats()["code"]["pages"] > 0
+
+
 def test_pages_which_never_held_code_cost_nothing() -> None:
     guest = g.Guest(g.hcall(g.NOTIFY, 0x5000) + g.POWER_OFF)
     kicked: list[bool] = []

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import pytest
-from support import PATIENCE, FakeHost, connect, lguest_threads, naps
+from fakes import FakeHost, connect
+from support import PATIENCE, lguest_threads, naps
 
 from lguest_nb.device import Device
 from lguest_nb.driver import Driver

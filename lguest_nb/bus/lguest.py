@@ -40,7 +40,7 @@ class Place:
         self.config = self.accepted + self.feature_len
         self.end = self.config + len(device.config)
 
-# %% ../../nbs/21_lguest_bus.ipynb #a2d07b7d
+# %% ../../nbs/21_lguest_bus.ipynb #ff94199b
 class LguestBus:
     "The bus of 2009: a descriptor page above the top of RAM, rings placed by the Launcher."
 
@@ -143,6 +143,8 @@ class LguestBus:
         offered = device.features.to_bytes(place.feature_len, "little")
         log.info("Device %s OK: offered %s, accepted %s", device.name, offered.hex(" "), accepted.hex(" "))
         device.accepted = int.from_bytes(accepted, "little") & device.features
+        for vq in device.queues:
+            vq.fence = self._connected().fence
         start_device(device, self._connected(), self.failed)
 
     def _reset(self, place: Place) -> None:

@@ -7,7 +7,7 @@ __all__ = ['log', 'LHREQ_INITIALIZE', 'LHREQ_IRQ', 'LHREQ_EVENTFD', 'WORD', 'REA
            'LguestFile', 'DevLguest', 'Refused', 'open_dev_lguest', 'Parker', 'take_kicks', 'Lines', 'ending_of',
            'DevLguestVerbs', 'DevLguestHost']
 
-# %% ../../nbs/42_dev_lguest.ipynb #e826a7bd
+# %% ../../nbs/42_dev_lguest.ipynb #ceaf8a43
 import errno
 import logging
 import os
@@ -24,6 +24,7 @@ from cffi import FFI
 from ..host import BootState, Bus, Ending, HostError, shutdown_ending
 from ..knock import KNOCK, Bedroom, knock_handler, pread
 from ..memory import PAGE_SIZE, GuestMemory
+from ..vring import full_barrier
 
 log = logging.getLogger("lguest_nb")
 
@@ -214,7 +215,7 @@ def ending_of(
     crash, found, message = text.partition("CRASH: ")
     return shutdown_ending(message) if found and not crash else Ending("died", text)
 
-# %% ../../nbs/42_dev_lguest.ipynb #67825676
+# %% ../../nbs/42_dev_lguest.ipynb #dd547f97
 class DevLguestVerbs:
     "A /dev/lguest and the requests which are written to it."
 
@@ -281,6 +282,10 @@ class DevLguestVerbs:
         except Refused as e:
             if e.number != errno.ENOENT:
                 raise
+
+    def fence(self) -> None:
+        "A full barrier: the Guest's CPU is a real one, and executes its own."
+        full_barrier()
 
     def wrote(self, ranges: Sequence[tuple[int, int]]) -> None:
         "Nothing: a real processor notices new instructions by itself."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Costs', 'Timer', 'Statistics', 'table', 'Machine', 'switch_on', 'switch_off', 'pages_of']
 
-# %% ../../../nbs/57_machine.ipynb #4d451b24
+# %% ../../../nbs/57_machine.ipynb #e3b57c55
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from .cpu import Cpu
 from .hypercalls import NAMES, Arguments, Ring
 from .interrupts import HYPERCALL_VECTOR, INVALID_OPCODE, PROTECTION, Interrupts
 from .page_tables import Walker
-from .segments import KERNEL_DATA_SELECTOR, Switcher, enter_kernel, load_flat
+from .segments import COUGH, KERNEL_DATA_SELECTOR, Switcher, enter_kernel, load_flat
 from .unicorn import ffi
 from ...memory import PAGE_SIZE, GuestMemory
 
@@ -193,7 +193,7 @@ class Machine:
         self.cpu.stop()
         return False
 
-# %% ../../../nbs/57_machine.ipynb #2d333b08
+# %% ../../../nbs/57_machine.ipynb #64ae26d9
 _CR0 = 0x80010033  # paging, write protection, errors as exceptions, FPU there and watched, protected mode
 _CR4 = 0x600  # SSE may be used
 _EFLAGS = 0x202  # interrupts on, and a bit which is always on
@@ -203,6 +203,9 @@ _DATA_FLAGS = 0x00CFB300
 def switch_on(machine: Machine, boot: BootState) -> None:
     "Start state of a Guest: `lguest_arch_setup_regs` in `drivers/lguest/x86/core.c`. Raises `HostError`."
     cpu = machine.cpu
+    cpu.state[cpu.layout.eip] = COUGH
+    cpu.run()
+    machine.code_pages.clear()
     cpu.set(u.CR4, _CR4)
     machine.tables.start()
     cpu.set(u.CR0, _CR0)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWITCHER', 'SWITCHER_SLOT', 'SWITCHER_PAGES', 'DIRECTORY', 'TABLE', 'SEGMENTS', 'GDT_ENTRIES', 'KERNEL_CS',
-           'KERNEL_DS', 'TSS', 'TLS', 'KERNEL_CODE_SELECTOR', 'KERNEL_DATA_SELECTOR', 'fix_descriptor', 'Switcher',
-           'load_flat', 'enter_kernel']
+           'KERNEL_DS', 'TSS', 'TLS', 'COUGH', 'KERNEL_CODE_SELECTOR', 'KERNEL_DATA_SELECTOR', 'fix_descriptor',
+           'Switcher', 'load_flat', 'enter_kernel']
 
 # %% ../../../nbs/53_segments.ipynb #fd5f132b
 import mmap
@@ -22,13 +22,14 @@ SWITCHER_PAGES = 3  # directory, page table, GDT and TSS
 DIRECTORY, TABLE, SEGMENTS = SWITCHER, SWITCHER + PAGE_SIZE, SWITCHER + 2 * PAGE_SIZE
 _PRESENT_ACCESSED = 0x21  # and neither writable nor for programs
 
-# %% ../../../nbs/53_segments.ipynb #cee0916c
+# %% ../../../nbs/53_segments.ipynb #a6d389aa
 GDT_ENTRIES = 32
 KERNEL_CS, KERNEL_DS, TSS = 12, 13, 16  # arch/x86/include/asm/segment.h
 TLS = range(6, 9)  # thread local storage: changes at each context switch
 _IGNORED = frozenset((10, 11, TSS, 31))  # GDT_ENTRY_LGUEST_CS and DS, TSS, DOUBLEFAULT_TSS
 _PRIVILEGE, _ACCESSED, _CODE_OR_DATA = 0x6000, 0x100, 0x1000
 _TSS_OFFSET, _TSS_SIZE = 0x400, 0x68  # in the page of the GDT; struct tss_struct
+COUGH, _COUGH = SEGMENTS + 0x800, bytes.fromhex("eb 00  f4")  # physical; jmp to the next instruction; hlt
 _FULL_CODE, _FULL_DATA = (0x0000FFFF, 0x00CFBB00), (0x0000FFFF, 0x00CFB300)  # 0 to 4 GB, level 1
 
 
@@ -43,7 +44,7 @@ def fix_descriptor(
         high |= 1 << 13
     return low, high | _ACCESSED
 
-# %% ../../../nbs/53_segments.ipynb #ea04560e
+# %% ../../../nbs/53_segments.ipynb #cea1e8ae
 class Switcher:
     "The pages at the end of the address space which belong to the Host."
 
@@ -53,13 +54,14 @@ class Switcher:
         self.directory = self.words[: PAGE_SIZE // 4]  # the one which the processor uses
         self._gdt = self.words[2 * PAGE_SIZE // 4 :][: 2 * GDT_ENTRIES]
         self.words[PAGE_SIZE // 4] = SEGMENTS | _PRESENT_ACCESSED
+        self.pages[COUGH - SWITCHER : COUGH - SWITCHER + len(_COUGH)] = _COUGH
         self.directory[SWITCHER_SLOT] = TABLE | _PRESENT_ACCESSED
         for number, halves in ((KERNEL_CS, _FULL_CODE), (KERNEL_DS, _FULL_DATA)):
             self._gdt[2 * number], self._gdt[2 * number + 1] = halves
 
     def install(self, cpu: Cpu) -> None:
         "Give the pages to the processor, and tell it where its tables are."
-        cpu.map(SWITCHER, self.pages, len(self.pages), u.PROT_READ)
+        cpu.map(SWITCHER, self.pages, len(self.pages), u.PROT_READ | u.PROT_EXEC)
         cpu.set_table(u.GDTR, SWITCHER, 8 * GDT_ENTRIES - 1)
         # 0x8900 is available, 0x8b00 would be busy.
         cpu.set_table(u.TR, SWITCHER + _TSS_OFFSET, _TSS_SIZE - 1, TSS * 8, 0x8900)

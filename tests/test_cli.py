@@ -2,10 +2,12 @@
 
 import logging
 import os
+import pty
 import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -472,3 +474,33 @@ class TestAtATerminal:
         session, before = at("sigkill")
         assert session.wait_for_end() == -signal.SIGKILL  # all who held the terminal have gone, the guard too
         assert termios.tcgetattr(session.controller) == before
+
+    def test_suspended_it_lends_the_terminal_back_and_takes_it_again_in_the_foreground(
+        self, kernel: str, monkeypatch
+    ) -> None:
+        monkeypatch.setenv("SCENE", "wait")
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(SCRIPTED[0], [*SCRIPTED, "2", kernel])
+        try:
+            before = termios.tcgetattr(terminal)
+            while b"ready" not in os.read(terminal, 999):
+                pass
+            raw = termios.tcgetattr(terminal)
+            assert raw != before
+            os.kill(pid, signal.SIGTSTP)
+            assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+            assert termios.tcgetattr(terminal) == before
+            os.kill(pid, signal.SIGCONT)
+            deadline = time.monotonic() + PATIENCE
+            while termios.tcgetattr(terminal) != raw:
+                assert time.monotonic() < deadline
+            os.write(terminal, b"\x03\x03\x03")
+            assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGINT
+            assert termios.tcgetattr(terminal) == before
+            pid = 0
+        finally:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            os.close(terminal)

@@ -17,7 +17,9 @@ if [ ! -x "$venv/bin/pip" ]; then
         exit 2
     fi
     rm -rf "$venv"
+    printf 'Making a Python environment in %s ... ' "$venv" >&2
     "$python" -m venv "$venv"
+    say done.
 fi
 printf 'Installing lguest-nb%s into %s ... ' "${extra:+ with what its tests need}" "$venv" >&2
 if ! "$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2; then

@@ -7,12 +7,13 @@ __all__ = ['SWITCHER', 'SWITCHER_SLOT', 'SWITCHER_PAGES', 'DIRECTORY', 'TABLE', 
            'KERNEL_DS', 'TSS', 'TLS', 'COUGH', 'KERNEL_CODE_SELECTOR', 'KERNEL_DATA_SELECTOR', 'fix_descriptor',
            'Switcher', 'load_flat', 'enter_kernel']
 
-# %% ../../../nbs/53_segments.ipynb #fd5f132b
+# %% ../../../nbs/53_segments.ipynb #04d5cd4c
 import mmap
 from array import array
 
 from . import unicorn as u
-from .cpu import Cpu, Segment
+from .cpu import Cpu
+from .engine import Segment
 from ...memory import PAGE_SIZE, GuestError
 
 # %% ../../../nbs/53_segments.ipynb #c97ebb7b

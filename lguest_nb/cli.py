@@ -6,7 +6,7 @@
 __all__ = ['log', 'USAGE', 'HELP', 'HOSTS', 'UsageError', 'Arguments', 'parse', 'make_host', 'make_device', 'Session', 'abort',
            'complain', 'explain', 'boot', 'report', 'die_of', 'main']
 
-# %% ../nbs/46_cli.ipynb #f065b504
+# %% ../nbs/46_cli.ipynb #ab8889dd
 import contextlib
 import getopt
 import logging
@@ -27,16 +27,18 @@ from .keyboard import Keyboard
 from .launcher import Launcher
 from .memory import LguestError
 from .net import setup_tun_net
+from .plugin import load_device
 from .rng import Rng
 from .terminal import Terminal
 
 log = logging.getLogger("lguest_nb")
 
-# %% ../nbs/46_cli.ipynb #77544da2
+# %% ../nbs/46_cli.ipynb #352d9108
 USAGE = """\
 Usage: lguest-nb [--verbose] [--tunnet=(<ip>[:<mac>]|bridge:<name>[:<mac>])]
-       [--block=<file>]... [--rng] [--initrd=<file>] [--host=auto|soft|lguest]
-       [--stats] <mem-in-mb> <kernel> [kernel arguments...]"""
+       [--block=<file>]... [--rng] [--device=<module>:<class>[=<argument>]]...
+       [--initrd=<file>] [--host=auto|soft|lguest] [--stats]
+       <mem-in-mb> <kernel> [kernel arguments...]"""
 
 HELP = (
     USAGE
@@ -50,6 +52,9 @@ Boots a 32-bit Linux kernel with lguest support (2.6.31 to 3.19, not PAE), or th
                    ... or a tap interface which is added to the bridge NAME
   --block=FILE     a disk; may be given again for more of them
   --rng            a source of random numbers
+  --device=MODULE:CLASS[=ARGUMENT]
+                   a device of your own: a class in a Python module, which is looked for
+                   where Python looks, and in the current directory
   --initrd=FILE    an initial RAM disk
   --host=HOST      who runs the CPU: soft (in this process), lguest (/dev/lguest, 32-bit),
                    auto (the default: soft; /dev/lguest where there is no Unicorn)
@@ -80,7 +85,7 @@ class Arguments:
     show: str = ""  # print this and exit, for --help and --version
 
 
-_OPTIONS = ["verbose", "tunnet=", "block=", "rng", "initrd=", "host=", "stats", "help", "version"]
+_OPTIONS = ["verbose", "tunnet=", "block=", "rng", "device=", "initrd=", "host=", "stats", "help", "version"]
 HOSTS = ("auto", "soft", "lguest")
 
 
@@ -97,7 +102,7 @@ def parse(
         match option:
             case "-v" | "--verbose":
                 args.verbose = True
-            case "--tunnet" | "--block" | "--rng":
+            case "--tunnet" | "--block" | "--rng" | "--device":
                 args.devices.append((option[2:], value))
             case "--initrd":
                 args.initrd = value
@@ -124,7 +129,7 @@ def _positional(args: Arguments, positional: list[str]) -> None:
     args.megabytes, args.kernel = int(positional[0]), positional[1]
     args.command_line = " ".join(positional[2:])
 
-# %% ../nbs/46_cli.ipynb #d5ab8b24
+# %% ../nbs/46_cli.ipynb #7858d860
 def make_host(
     name: str,  # one of HOSTS
     stats: bool = False,  # time what it does
@@ -147,7 +152,7 @@ def make_host(
 
 
 def make_device(
-    kind: str,  # block, tunnet or rng
+    kind: str,  # block, tunnet, device or rng
     value: str,  # what stood after the `=`
 ) -> Device:
     "Raises `LguestError`."
@@ -155,6 +160,10 @@ def make_device(
         return Block(value)
     if kind == "tunnet":
         return setup_tun_net(value)
+    if kind == "device":
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # at the end: no file there takes the place of one of ours
+        return load_device(value)
     return Rng()
 
 # %% ../nbs/46_cli.ipynb #520d46a8

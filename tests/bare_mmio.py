@@ -3,11 +3,12 @@
 Not the bus which today's kernels get: no interrupt coalescing, no 64-bit anything, no shared memory.
 """
 
+from contextlib import suppress
 from functools import partial
 
 from lguest_nb.device import F_RING_INDIRECT_DESC, STATUS_DRIVER_OK, Device
 from lguest_nb.host import Host
-from lguest_nb.memory import BadAddress, GuestError, GuestMemory
+from lguest_nb.memory import GuestError, GuestMemory
 from lguest_nb.threads import reset_device, start_device
 from lguest_nb.vring import Doorbell, RingLayout, Virtqueue
 
@@ -41,7 +42,8 @@ class BareMmioBus:
         "What a reset does to the registers."
         self.status = self.interrupt_status = self.accepted = self.selected = 0
         self.selectors = {DEVICE_FEATURES_SEL: 0, DRIVER_FEATURES_SEL: 0}
-        self.ready = [False] * len(self.device.queues)
+        for vq in self.device.queues:
+            vq.ready = False
         self.parts = [{QUEUE_DESC: 0, QUEUE_DRIVER: 0, QUEUE_DEVICE: 0} for _ in self.device.queues]
         self.nums = [MOST] * len(self.device.queues)
 
@@ -52,8 +54,8 @@ class BareMmioBus:
             VERSION: 2,
             DEVICE_ID: self.device.virtio_id,
             DEVICE_FEATURES: self.features >> 32 * self.selectors[DEVICE_FEATURES_SEL] & 0xFFFFFFFF,
-            QUEUE_NUM_MAX: MOST if self.selected < len(self.ready) else 0,
-            QUEUE_READY: int(self.selected < len(self.ready) and self.ready[self.selected]),
+            QUEUE_NUM_MAX: MOST if self._queue else 0,
+            QUEUE_READY: int(self._queue is not None and self._queue.ready),
             INTERRUPT_STATUS: self.interrupt_status,
             STATUS: self.status,
         }
@@ -71,10 +73,15 @@ class BareMmioBus:
             self.selected = value
         elif offset == INTERRUPT_ACK:
             self.interrupt_status &= ~value
-        elif self.selected < len(self.ready) and not self.ready[self.selected]:
-            self._set_up(self.selected, offset, value)
+        elif self._queue and not self._queue.ready:
+            self._set_up(self._queue, self.selected, offset, value)
 
-    def _set_up(self, i: int, offset: int, value: int) -> None:
+    @property
+    def _queue(self) -> Virtqueue | None:
+        "The one which QueueSel selects, if there is one."
+        return self.device.queues[self.selected] if self.selected < len(self.device.queues) else None
+
+    def _set_up(self, vq: Virtqueue, i: int, offset: int, value: int) -> None:
         part, high = offset & ~4, offset & 4
         if offset == QUEUE_NUM and 0 < value <= MOST and value & (value - 1) == 0:
             self.nums[i] = value
@@ -82,13 +89,9 @@ class BareMmioBus:
             keep = 0xFFFFFFFF if high else 0xFFFFFFFF << 32
             self.parts[i][part] = self.parts[i][part] & keep | value << (32 if high else 0)
         elif offset == QUEUE_READY and value == 1:
-            vq, parts = self.device.queues[i], self.parts[i]
-            vq.num = self.nums[i]
-            try:
+            parts, vq.num = self.parts[i], self.nums[i]
+            with suppress(GuestError):
                 vq.place(RingLayout(parts[QUEUE_DESC], parts[QUEUE_DRIVER], parts[QUEUE_DEVICE]))
-            except GuestError:
-                return
-            self.ready[i] = True
 
     def _set_status(self, value: int) -> None:
         if value == 0:
@@ -106,10 +109,7 @@ class BareMmioBus:
         for vq in self.device.queues:
             vq.indirect = bool(self.accepted & F_RING_INDIRECT_DESC)
             vq.notify_on_empty = False
-        if all(self.ready):
-            start_device(self.device, self.host, self._failed)
-        else:
-            self._needs_reset(BadAddress("A queue has no ring."))
+        start_device(self.device, self.host, self._failed)
 
     def _failed(self, error: BaseException) -> None:
         "On the thread of the queue which is broken: it asks the others to stop, and the reset waits for all."

@@ -297,3 +297,10 @@ def test_a_host_which_refuses_an_eventfd_leaves_no_thread(bench: Bench) -> None:
     assert not bench.device.running
     bench.reset()
     assert bench.host.eventfds == {}
+
+
+def test_a_queue_without_a_ring_is_not_served(bench: Bench) -> None:
+    bench.queues[0].ready = False
+    bench.start()
+    assert lguest_threads() == ["lguest giver:1"]
+    assert list(bench.host.eventfds) == [(bench.queues[1].ring.desc, None)]

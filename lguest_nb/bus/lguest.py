@@ -40,7 +40,7 @@ class Place:
         self.config = self.accepted + self.feature_len
         self.end = self.config + len(device.config)
 
-# %% ../../nbs/21_lguest_bus.ipynb #ff94199b
+# %% ../../nbs/21_lguest_bus.ipynb #9c19c8de
 class LguestBus:
     "The bus of 2009: a descriptor page above the top of RAM, rings placed by the Launcher."
 
@@ -74,6 +74,8 @@ class LguestBus:
 
     def _check_room(self, place: Place, last_irq: int) -> None:
         device, used = place.device, self.next - self.page
+        if not 0 < device.virtio_id < 256:
+            raise LguestError(f"The type of {device.name} is {device.virtio_id}; on this bus it is 1 to 255.")
         if len(device.config) > 255:
             raise LguestError(f"The config of {device.name} has {len(device.config)} bytes; its length is one byte.")
         if used + place.end - place.address > PAGE_SIZE:

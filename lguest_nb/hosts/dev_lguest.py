@@ -215,7 +215,7 @@ def ending_of(
     crash, found, message = text.partition("CRASH: ")
     return shutdown_ending(message) if found and not crash else Ending("died", text)
 
-# %% ../../nbs/42_dev_lguest.ipynb #dd547f97
+# %% ../../nbs/42_dev_lguest.ipynb #8511d340
 class DevLguestVerbs:
     "A /dev/lguest and the requests which are written to it."
 
@@ -283,9 +283,7 @@ class DevLguestVerbs:
             if e.number != errno.ENOENT:
                 raise
 
-    def fence(self) -> None:
-        "A full barrier: the Guest's CPU is a real one, and executes its own."
-        full_barrier()
+    fence = staticmethod(full_barrier)  # the Guest's CPU is a real one, and executes its own
 
     def wrote(self, ranges: Sequence[tuple[int, int]]) -> None:
         "Nothing: a real processor notices new instructions by itself."

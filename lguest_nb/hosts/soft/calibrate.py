@@ -112,7 +112,7 @@ def measure_segments(probe: Probe) -> list[Segment]:
     es, ds = parts
     return [Segment(*(e + (d - e) * n // 3 for e, d in zip(es, ds, strict=True))) for n in range(4)]
 
-# %% ../../../nbs/51_calibrate.ipynb #d8bbb3ab
+# %% ../../../nbs/51_calibrate.ipynb #e1d967b7
 _MODE_32BIT = 0xB0  # target/i386/cpu.h: HF_CS32_MASK, HF_SS32_MASK and HF_PE_MASK
 
 
@@ -133,7 +133,7 @@ def fault_twice(probe: Probe, eax: int) -> tuple[Snapshot, Snapshot, Snapshot, S
         raise HostError(f"This build of Unicorn reports traps {numbers} where an i386 would have had 64, 65, 13, 13.")
     return kernel, program, first, probe.traps[3][1]
 
-
+# %% ../../../nbs/51_calibrate.ipynb #82fc4dc4
 @cache
 def measure() -> Layout:
     "Find where in a snapshot everything is. Once per process. Raises `HostError`."

@@ -215,9 +215,11 @@ def ending_of(
     crash, found, message = text.partition("CRASH: ")
     return shutdown_ending(message) if found and not crash else Ending("died", text)
 
-# %% ../../nbs/42_dev_lguest.ipynb #8511d340
+# %% ../../nbs/42_dev_lguest.ipynb #bbc2c253
 class DevLguestVerbs:
     "A /dev/lguest and the requests which are written to it."
+
+    fence = staticmethod(full_barrier)  # the Guest's CPU is a real one, and executes its own
 
     def __init__(
         self,
@@ -283,13 +285,10 @@ class DevLguestVerbs:
             if e.number != errno.ENOENT:
                 raise
 
-    fence = staticmethod(full_barrier)  # the Guest's CPU is a real one, and executes its own
-
     def wrote(self, ranges: Sequence[tuple[int, int]]) -> None:
         "Nothing: a real processor notices new instructions by itself."
 
-    def _rung(self) -> None:
-        "On the parker's thread."
+    def _rung(self) -> None:  # on the parker's thread
         self._look = True
         self._bedroom.knock()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'USAGE', 'HELP', 'HOSTS', 'UsageError', 'Arguments', 'parse', 'make_host', 'make_device', 'Session', 'abort',
-           'complain', 'explain', 'boot', 'report', 'die_of', 'main']
+           'complain', 'explain', 'boot', 'report', 'occupy_standard_descriptors', 'die_of', 'main']
 
 # %% ../nbs/46_cli.ipynb #ab8889dd
 import contextlib
@@ -259,7 +259,7 @@ def explain(error: BaseException) -> str:
     where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     return f"This should not have happened{where}: {type(error).__name__}: {error}. It is a defect in lguest-nb."
 
-# %% ../nbs/46_cli.ipynb #ae8a96ba
+# %% ../nbs/46_cli.ipynb #6740c73e
 def boot(
     args: Arguments,
     host: Host,
@@ -307,6 +307,13 @@ def report(session: Session, args: Arguments) -> int:
     return 0
 
 
+def occupy_standard_descriptors() -> None:
+    "Put /dev/null where stdin, stdout or stderr are closed: a disk opened as descriptor 1 would get the console."
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
 def die_of(number: int) -> NoReturn:
     "End this process as the signal would have."
     signal.signal(number, signal.SIG_DFL)
@@ -317,6 +324,7 @@ def die_of(number: int) -> NoReturn:
 def main() -> int:
     "The `lguest-nb` command: its exit status."
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a Guest, ^C just ends us
+    occupy_standard_descriptors()
     try:
         args = parse(sys.argv[1:])
     except UsageError as e:

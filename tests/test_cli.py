@@ -3,6 +3,7 @@
 import logging
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -504,3 +505,14 @@ class TestAtATerminal:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             os.close(terminal)
+
+
+class TestClosedDescriptors:
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_a_closed_standard_descriptor_never_becomes_the_disk(self, closed: str, disk: str) -> None:
+        before = Path(disk).read_bytes()
+        guest = str(Path(lguest_nb.__file__).parent / "data" / "tiny-guest.elf")
+        line = shlex.join([*COMMAND, f"--block={disk}", "16", guest, 'run="dev; poweroff"'])
+        done = subprocess.run(["sh", "-c", f"{line} {closed}"], stdin=subprocess.DEVNULL, timeout=60)
+        assert done.returncode == 0
+        assert Path(disk).read_bytes() == before

@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot test lint export run-notebooks bench clean
+.PHONY: help boot test lint export run-notebooks bench fuzz clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,9 @@ PY := $(VENV)/bin/python
 METADATA := settings.ini setup.py pyproject.toml
 # Workers of pytest. More than the cores there are only makes tests wait for each other.
 JOBS ?= 2
+# How long to fuzz, and with what: there are wheels of it for Python 3.11 to 3.13 on x86-64, and no test needs it.
+MINUTES ?= 1
+FUZZER := atheris==3.0.0
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -36,12 +39,20 @@ run-notebooks: $(VENV)/.dev ## run every notebook and save its outputs in place
 bench: $(VENV)/.run-time ## measure how fast the tiny Guest starts, and its memory
 	@$(PY) tools/bench.py
 
+fuzz: $(VENV)/.fuzz ## throw hostile rings and files at everything for MINUTES=1; finds are kept in build/fuzz
+	@$(PY) tools/fuzz.py --minutes $(MINUTES)
+
 clean: ## remove what make made
 	rm -rf $(VENV) build dist _proc _docs *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.run-time: $(METADATA)
 	@sh tools/environment.sh $(VENV) '$(PYTHON)'
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.run-time
+	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: $(FUZZER) || { \
+	    echo "make fuzz needs $(FUZZER), and there is no wheel of it within reach for this Python and processor." >&2; exit 2; }
 	@touch $@
 
 $(VENV)/.dev: $(METADATA) tools/environment.sh tools/test_packages.sh

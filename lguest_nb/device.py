@@ -17,8 +17,12 @@ STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FAILED = 1, 2, 4, 0x
 F_NOTIFY_ON_EMPTY = 1 << 24  # an interrupt when the ring runs dry, wanted or not
 F_RING_INDIRECT_DESC = 1 << 28  # chains may live in a table of their own
 
-# %% ../nbs/20_devices.ipynb #0689d058
+# %% ../nbs/20_devices.ipynb #9a3b4f0e
 Service = Callable[[Virtqueue], None]
+
+
+def _unwatched(event: str) -> None:
+    "Where the starts and resets of a device go as long as nobody watches it."
 
 
 class Device:
@@ -35,6 +39,7 @@ class Device:
         self.accepted = 0  # bit mask of what the Guest's driver took, from when the device starts
         self.running = False  # are its service threads at work?
         self.queues: list[Virtqueue] = []  # made by the Bus, one for each of `services`
+        self.changed: Callable[[str], None] = _unwatched  # told "start" and "reset", by whoever does it
 
     @property
     def services(self) -> Sequence[Service]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'MEMORY_MAX_MB', 'memory_bytes', 'check_processor', 'Launcher']
 
-# %% ../nbs/40_launcher.ipynb #80e4a7cf
+# %% ../nbs/40_launcher.ipynb #2e0bbacc
 import logging
 import platform
 import threading
@@ -15,8 +15,10 @@ from .bus.lguest import LguestBus
 from .console import write_all
 from .device import Device
 from .host import BootState, Ending, Host
+from .inspect import devices_state
 from .loading import Initrd, LoadError, load_initrd, load_kernel, room_for_tables, write_boot_params
 from .memory import DEVICE_PAGES, PAGE_SIZE, GuestError, GuestMemory, LguestError
+from .trace import Tracer
 from .vring import Stopped, Wakeup
 
 log = logging.getLogger("lguest_nb")
@@ -47,7 +49,7 @@ def _forget_locals(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
-# %% ../nbs/40_launcher.ipynb #5b94d3b6
+# %% ../nbs/40_launcher.ipynb #475e1f9f
 class Launcher:
     "One Guest: its memory, its devices and the Host which runs it."
 
@@ -62,6 +64,7 @@ class Launcher:
         self.host, self.output_fd = host, output_fd
         self.bus = LguestBus(self.memory, self._early_output, self.fail)
         self.devices: list[Device] = []
+        self.tracer: Tracer | None = None
         self.failure: BaseException | None = None
         self.boot = BootState(0)
         self._early = Wakeup()
@@ -79,7 +82,23 @@ class Launcher:
             device.close()
             raise
         self.devices.append(device)
+        if self.tracer is not None:
+            self.tracer.watch(device)
         log.info("device %d: %s", len(self.devices), device.describe())
+
+    def trace(
+        self,
+        tracer: Tracer,  # whose `close` is the caller's
+    ) -> None:
+        "Write down what happens to every device, those which are still to be added too. Once, and before `run`."
+        self.tracer = tracer
+        for device in self.devices:
+            tracer.watch(device)
+
+    def state(self) -> str:
+        "What the devices' queues and threads are doing, as lines for a person to read. Any thread, any time."
+        with self._lock:
+            return "The Guest is over." if self._closed else devices_state(self.devices)
 
     def load(
         self,

@@ -7,9 +7,10 @@ __all__ = ['log', 'IFNAMSIZ', 'TUNSETIFF', 'TUNSETOFFLOAD', 'TUNSETNOCSUM', 'IFF
            'TUN_F_TSO4', 'TUN_F_TSO6', 'TUN_F_TSO_ECN', 'SIOCBRADDIF', 'SIOCSIFADDR', 'SIOCSIFFLAGS', 'IFF_UP',
            'IFREQ_SIZE', 'F_CSUM', 'F_GUEST_CSUM', 'F_MAC', 'F_GUEST_TSO4', 'F_GUEST_TSO6', 'F_GUEST_ECN',
            'F_HOST_TSO4', 'F_HOST_TSO6', 'F_HOST_ECN', 'LAZINESS', 'FEATURES', 'CONFIG', 'VNET_HEADER', 'MOST',
-           'TunnetArgument', 'parse_tunnet', 'ifreq', 'incant', 'open_tap', 'configure', 'Net', 'setup_tun_net']
+           'TunnetArgument', 'parse_tunnet', 'ifreq', 'incant', 'open_tap', 'configure', 'frame_of', 'Net',
+           'setup_tun_net']
 
-# %% ../nbs/26_net.ipynb #222fb01f
+# %% ../nbs/26_net.ipynb #bbb998fc
 import errno
 import fcntl
 import logging
@@ -18,7 +19,7 @@ import re
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -153,7 +154,18 @@ CONFIG = struct.Struct("<6sH")  # mac, status: struct virtio_net_config
 VNET_HEADER = 10  # bytes of struct virtio_net_hdr, as legacy drivers and a tap agree on it
 MOST = VNET_HEADER + 65550  # virtio 1.2 §5.1.6.3.1: the largest TCP packet and its Ethernet header
 
-# %% ../nbs/26_net.ipynb #af01f3bb
+# %% ../nbs/26_net.ipynb #81fbae56
+def frame_of(
+    views: Sequence[memoryview],
+    length: int,  # of the packet with its header, which may end before the views do
+) -> bytes:
+    "A copy of the Ethernet frame in them, without the virtio header."
+    packet = bytearray()
+    for view in views:
+        packet += view[: length - len(packet)]
+    return bytes(packet[VNET_HEADER:])
+
+
 class Net(Device):
     "A network card: queue 0 receives, queue 1 sends. Virtio 1.2 §5.1; `net_input`, `net_output` in lguest.c."
 
@@ -169,6 +181,7 @@ class Net(Device):
         super().__init__("net", VIRTIO_ID_NET, features, CONFIG.pack(mac or bytes(6), 0))
         self.tap, self.where = tap, where
         self.said: set[str] = set()
+        self.tapped: Callable[[bytes, bool], None] | None = None  # is given each frame, and: is it going out?
 
     @property
     def services(self) -> Sequence[Service]:
@@ -185,8 +198,11 @@ class Net(Device):
         if sum(segment.length for segment in chain.readable) > MOST:
             self._complain("%s: a packet of more than %d bytes was not sent", vq.name, MOST)
         else:
+            views = chain.out_views()
+            if self.tapped is not None:
+                self.tapped(frame_of(views, MOST), True)
             try:
-                os.writev(self.tap, chain.out_views())
+                os.writev(self.tap, views)
             except OSError as e:
                 self._complain(f"%s: Write to tun failed: {e.strerror}; such packets are lost", vq.name)
         vq.add_used(chain, 0)
@@ -202,6 +218,8 @@ class Net(Device):
                 vq.trigger()
                 vq.wakeup.sleep_on(self.tap)
             length = self._receive(vq, chain)
+        if self.tapped is not None and length:
+            self.tapped(frame_of(chain.in_views(), length), False)
         vq.add_used(chain, length)
 
     def _would_block(self) -> bool:

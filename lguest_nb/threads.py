@@ -37,7 +37,7 @@ class ServiceThread(threading.Thread):
             e.add_note(f"in the thread of {self.vq.name}")
             self.failed(e)
 
-# %% ../nbs/30_threads.ipynb #d10d0083
+# %% ../nbs/30_threads.ipynb #deed90ca
 def start_device(
     device: Device,
     host: Host,
@@ -52,6 +52,7 @@ def start_device(
     except LguestError:
         _detach(device, host)
         raise
+    device.changed("start")
     for vq, service in served:
         vq.wakeup.rearm()
         vq.memory.u16[vq.used] = USED_NO_NOTIFY  # from here on the thread looks by itself before it sleeps
@@ -83,3 +84,4 @@ def reset_device(
         if thread is not threading.current_thread():
             thread.join()
     device.running = False
+    device.changed("reset")

@@ -1,12 +1,12 @@
 """What a chain of descriptors is, written from virtio 1.2 §2.7.5 and without looking at the walk which it judges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Entry = tuple[int, int, int, int]  # address, length, flags, next
 Buffers = list[tuple[int, int]]  # address and length of each
 
 
-def all_of_it(entries: list[Entry], index: int, most: int) -> list[Entry] | None:
+def all_of_it(entries: Sequence[Entry], index: int, most: int) -> list[Entry] | None:
     "The descriptors which a chain has in one table; None if it leaves the table or has more than `most`."
     found: list[Entry] = []
     while True:
@@ -19,8 +19,8 @@ def all_of_it(entries: list[Entry], index: int, most: int) -> list[Entry] | None
 
 
 def by_the_book(
-    ring: list[Entry],  # the whole descriptor table
-    table_at: Callable[[int, int], list[Entry]],  # the entries of an indirect table: its address and their number
+    ring: Sequence[Entry],  # the whole descriptor table
+    table_at: Callable[[int, int], Sequence[Entry]],  # the entries of an indirect table: its address and their number
     limit: int,  # the end of memory
     head: int,
     negotiated: bool,  # may there be indirect tables?

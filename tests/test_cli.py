@@ -169,7 +169,7 @@ class Module:
 
 class TestDevices:
     def test_each_option_makes_its_device(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(cli, "Block", lambda path: ("block", path))
+        monkeypatch.setattr(cli, "parse_block", lambda text: ("block", text))
         monkeypatch.setattr(cli, "setup_tun_net", lambda text: ("net", text))
         assert make_device("block", "disk") == ("block", "disk")
         assert make_device("tunnet", "10.0.0.1") == ("net", "10.0.0.1")
@@ -214,7 +214,7 @@ class TestBoot:
     def test_the_console_is_always_the_last_device(self, kernel: str, disk: str) -> None:
         seen = []
         host = ScriptedHost(lambda host: seen.extend(p.device for p in host.bus.places))
-        assert self.boot("--rng", f"--block={disk}", "2", kernel, f"--block={disk}", host=host) == 0
+        assert self.boot("--rng", f"--block={disk}", "2", kernel, f"--block={disk},ro", host=host) == 0
         assert [device.name for device in seen] == ["rng", "block", "block", "console"]
         assert isinstance(seen[-1], Console)
 
@@ -302,7 +302,7 @@ class TestCommand:
         assert first.startswith("lguest-nb: ")
         assert usage.startswith("Usage: lguest-nb [--verbose] [--tunnet=")
         for part in (
-            "[--block=<file>]...",
+            "[--block=<file>[,ro|,snapshot]]...",
             "[--rng]",
             "[--initrd=<file>]",
             "<mem-in-mb> <kernel> [kernel arguments...]",
@@ -432,6 +432,13 @@ class TestAtATerminal:
         session.type("\x03\x03\x03")
         assert session.wait_for_end() == -signal.SIGINT
         assert termios.tcgetattr(session.controller) == before
+
+    def test_no_signal_is_lost_which_comes_before_the_main_thread_sleeps(self, at) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM) * 5:
+            session, _ = at("wait")
+            session.expect("ready")  # the CPU thread says so, a moment after it was started
+            session.process.send_signal(number)
+            assert session.wait_for_end() == -number
 
     def test_two_control_c_and_another_key_do_not(self, at) -> None:
         session, before = at("wait")

@@ -242,7 +242,7 @@ def test_a_type_which_the_bus_cannot_write_down_is_refused(virtio_id: int) -> No
 
     memory = GuestMemory(1 << 20)
     bus = LguestBus(memory, print, print)
-    with pytest.raises(LguestError, match=f"The type of odd is {virtio_id}; on this bus it is .* 1 to 255"):
+    with pytest.raises(LguestError, match=f"The type of odd is {virtio_id}; on this bus it is 1 to 255"):
         bus.add(Odd("odd", virtio_id))
     bus.close()
     memory.close()

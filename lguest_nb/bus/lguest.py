@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['log', 'DESCRIPTOR', 'VQCONFIG', 'LGUEST_IRQS', 'RING_PAGES', 'Place', 'LguestBus']
 
-# %% ../../nbs/21_lguest_bus.ipynb #a16cb23e
+# %% ../../nbs/21_lguest_bus.ipynb #bf765df2
 import logging
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..device import STATUS_DRIVER_OK, STATUS_FAILED, Device
+from ..device import F_RING_INDIRECT_DESC, STATUS_DRIVER_OK, STATUS_FAILED, Device
 from ..host import Host, HostError
 from ..memory import PAGE_SIZE, GuestError, GuestMemory, LguestError, page_up
 from ..threads import reset_device, start_device
@@ -40,7 +40,7 @@ class Place:
         self.config = self.accepted + self.feature_len
         self.end = self.config + len(device.config)
 
-# %% ../../nbs/21_lguest_bus.ipynb #9c19c8de
+# %% ../../nbs/21_lguest_bus.ipynb #a6e6b5dd
 class LguestBus:
     "The bus of 2009: a descriptor page above the top of RAM, rings placed by the Launcher."
 
@@ -147,6 +147,7 @@ class LguestBus:
         device.accepted = int.from_bytes(accepted, "little") & device.features
         for vq in device.queues:
             vq.fence = self._connected().fence
+            vq.indirect = bool(device.accepted & F_RING_INDIRECT_DESC)
         start_device(device, self._connected(), self.failed)
 
     def _reset(self, place: Place) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Attention', 'make_fence', 'AnyThread', 'Accounts', 'Verbs', 'Entering', 'SoftHost']
 
-# %% ../../../nbs/58_soft_host.ipynb #207e9516
+# %% ../../../nbs/58_soft_host.ipynb #366cfde3
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from . import unicorn as u
 from .hypercalls import NAMES, Ended
 from .interrupts import IRQS, Interrupts
 from .machine import Machine, TimedMachine, Timer, pages_of, switch_off, switch_on, table
-from .unicorn import ffi
+from .unicorn import ffi, libc
 from ...memory import PAGE_SIZE, GuestError, GuestMemory
 
 # %% ../../../nbs/58_soft_host.ipynb #140411fc
@@ -69,14 +69,13 @@ class Attention:
             while self.inside and self.departures == before and threading.get_ident() != self.thread:
                 self._changed.wait()
 
-# %% ../../../nbs/58_soft_host.ipynb #10e86d3b
+# %% ../../../nbs/58_soft_host.ipynb #97b1ad7f
 _SYS_MEMBARRIER = 324  # on x86-64, <asm/unistd_64.h>
 _PRIVATE_EXPEDITED, _REGISTER_PRIVATE_EXPEDITED = 1 << 3, 1 << 4  # <linux/membarrier.h>
 
 
 def make_fence() -> Callable[[], None]:
     "A function which has every CPU fence that runs a thread of this process. Raises `HostError`."
-    libc: Any = ffi.dlopen(None)
     none = ffi.cast("int", 0)
 
     def membarrier(command: Any) -> int:

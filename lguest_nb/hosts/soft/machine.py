@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Costs', 'Timer', 'Statistics', 'table', 'Parts', 'Machine', 'TimedMachine', 'switch_on', 'switch_off', 'pages_of']
 
-# %% ../../../nbs/57_machine.ipynb #e3b57c55
+# %% ../../../nbs/57_machine.ipynb #ce25bfbe
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -20,10 +20,10 @@ from .hypercalls import NAMES, Arguments, Ring
 from .interrupts import HYPERCALL_VECTOR, INVALID_OPCODE, PROTECTION, Interrupts
 from .page_tables import Walker
 from .segments import COUGH, KERNEL_DATA_SELECTOR, Switcher, enter_kernel, load_flat
-from .unicorn import ffi
+from .unicorn import ffi, libc
 from ...memory import PAGE_SIZE, GuestMemory
 
-# %% ../../../nbs/57_machine.ipynb #2adbf72d
+# %% ../../../nbs/57_machine.ipynb #e4af2179
 _CLOCK_MONOTONIC, _CLOEXEC = 1, 0o2000000
 
 
@@ -32,7 +32,6 @@ class Timer:
 
     def __init__(self) -> None:
         "Raises `HostError`."
-        libc: Any = ffi.dlopen(None)
         self._libc = libc
         self._fd = libc.timerfd_create(_CLOCK_MONOTONIC, _CLOEXEC)
         if self._fd < 0:

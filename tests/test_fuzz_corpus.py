@@ -1,0 +1,133 @@
+"""What the fuzzer has kept still runs, and would notice if a rule were broken. Needs no fuzzer."""
+
+import inspect
+import logging
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import fuzz_targets
+import pytest
+from fuzz_targets import TARGETS, Target
+
+from lguest_nb import block, loading, vring
+from lguest_nb.block import Block
+from lguest_nb.bus.lguest import LguestBus
+from lguest_nb.console import Console
+from lguest_nb.memory import GuestMemory
+from lguest_nb.net import Net
+from lguest_nb.rng import Rng
+from lguest_nb.vring import Virtqueue
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+CORPUS = Path(__file__).with_name("corpus")
+MOST_FILES, MOST_BYTES = 200, 200_000
+
+
+def inputs(name: str, pattern: str = "*") -> list[Path]:
+    return sorted((CORPUS / name).glob(pattern))
+
+
+@pytest.fixture
+def made() -> Iterator[Callable[[str], Target]]:
+    "Makes targets, and closes them."
+    targets: list[Target] = []
+
+    def make(name: str) -> Target:
+        targets.append(TARGETS[name]())
+        return targets[-1]
+
+    yield make
+    for target in targets:
+        target.close()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_kept_input_holds_the_rules(name: str, made: Callable[[str], Target]) -> None:
+    target = made(name)
+    for path in inputs(name):
+        try:
+            target(path.read_bytes())
+        except Exception as e:
+            e.add_note(f"again: tools/fuzz.py --input {path} {name}")
+            raise
+
+
+def test_the_corpus_is_small_and_complete() -> None:
+    files = [path for path in CORPUS.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in files} == set(TARGETS)
+    assert len(files) < MOST_FILES
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+
+
+Owner = type | ModuleType
+MISTAKES: list[tuple[str, Owner, str, str, str]] = [  # target, where, function, and what is wrong instead of what
+    ("walk", vring, "walk_chain", "steps > num", "steps > num + 1"),
+    ("walk", vring, "walk_chain", "after >= entries", "after > entries"),
+    ("walk", vring, "walk_chain", "elif turned:", "elif turned and length:"),
+    ("walk", vring, "walk_chain", "indirect and not inside", "indirect"),
+    ("walk", vring, "walk_chain", "indirect and not inside", "not inside"),
+    ("walk", vring, "_check_indirect", "flags & DESC_NEXT", "False"),
+    ("walk", vring, "_check_indirect", "not length or", ""),
+    ("walk", GuestMemory, "check", "self.limit - address", "self.limit - address - 1"),
+    ("walk", GuestMemory, "check", "self.limit - address", "self.maximum - address"),
+    ("console", Console, "input", "chain.readable", "False"),
+    ("console", Console, "output", "chain.writable", "False"),
+    ("console", Console, "input", "vq.add_used(chain, count)", "if count: vq.add_used(chain, count)"),
+    ("block", Block, "_fits", "length <= self.size - sector * SECTOR", "True"),
+    ("block", Block, "_fits", "length % SECTOR == 0", "True"),
+    ("block", Block, "_write", "request.from_disk or", ""),
+    ("block", Block, "_read", "request.to_disk or", ""),
+    ("block", Block, "_read", "moved == length", "True"),
+    ("block", block, "parse_request", "not writable or", ""),
+    ("net", Net, "_receive", "bytearray(1)", "bytearray(0)"),
+    ("net", Net, "net_output", "> MOST", "> 2 * MOST"),
+    ("rng", Rng, "rng_input", "count += given", "count = given"),
+    ("rng", Virtqueue, "take", "> self.num", "> self.num + 1"),
+    ("rng", Virtqueue, "take", ">= self.num", "> self.num"),
+    ("rng", Virtqueue, "wait", "if not self.more():", "if True:"),
+    ("rng", Virtqueue, "wait", "u16[self.used] = 0", "pass"),
+    ("rng", Virtqueue, "take", ", self.indirect)", ")"),
+    ("console", Virtqueue, "_interrupt_if_wanted", "not silent or", ""),
+    ("console", Virtqueue, "_interrupt_if_wanted", "not silent or", "True or"),
+    ("console", Virtqueue, "_interrupt_if_wanted", "self.notify_on_empty and not self.more()", "False"),
+    ("rng", Virtqueue, "add_used", "self.wrote(chain.writable)", "pass"),
+    ("rng", Virtqueue, "add_used", "(self.used_idx + 1) & 0xFFFF", "self.used_idx + 1"),
+    ("loader", loading, "_check_segments", "s.address < end", "s.address < LOWEST"),
+    ("loader", loading, "_check_segments", "end > size", "end > size + 1"),
+    ("loader", loading, "load_initrd", "< kernel.end", "< 0"),
+    ("bus", LguestBus, "_reset", "vq.place(vq.ring)", "pass"),
+    ("bus", LguestBus, "_start", "& device.features", ""),
+    ("bus", LguestBus, "_status_changed", "status & STATUS_FAILED", "False"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "function", "right", "wrong"),
+    MISTAKES,
+    ids=[f"{function}: {wrong or 'without ' + right}" for _, _, function, right, wrong in MISTAKES],
+)
+def test_a_mistake_would_be_noticed(
+    name: str,
+    owner: Owner,
+    function: str,
+    right: str,
+    wrong: str,
+    made: Callable[[str], Target],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    "The inputs which have a name of words, with one small mistake put into the library."
+    caplog.set_level(logging.CRITICAL)
+    source = textwrap.dedent(inspect.getsource(getattr(owner, function)))
+    assert right in source, f"{function} reads differently now: change this list"
+    names = vars(owner if isinstance(owner, ModuleType) else inspect.getmodule(owner)).copy()
+    exec(source.replace(right, wrong, 1), names)
+    for user in {owner, vring, fuzz_targets} if isinstance(owner, ModuleType) else {owner}:
+        if hasattr(user, function):
+            monkeypatch.setattr(user, function, names[function])
+    target = made(name)
+    with pytest.raises(Exception):  # noqa: B017  whatever the mistake leads to
+        for path in inputs(name, "*-*"):
+            target(path.read_bytes())

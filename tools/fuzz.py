@@ -1,0 +1,115 @@
+"""Coverage-guided fuzzing: a hostile Guest, kernel file or descriptor page for as many minutes as you like.
+
+Each target of `fuzz_targets.py` gets its share of the time, in a process of its own, and begins with what is kept in
+tests/corpus. What reaches something new goes to build/fuzz; `--keep` takes into tests/corpus what adds to it.
+An input which breaks a rule ends its target, is saved, and makes the exit status 1.
+"""
+
+import argparse
+import logging
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the model and the Host without a CPU are there
+CORPUS, BUILD = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
+LONGEST = 640  # bytes of an input
+PATIENCE = 10  # seconds for one input; more is a hang
+
+
+def fuzz(name: str, arguments: list[str]) -> None:
+    "Hand target `name` to libFuzzer, with its own arguments. Does not return."
+    import atheris
+
+    with atheris.instrument_imports(include=["lguest_nb"]):
+        from fuzz_targets import TARGETS
+    target = TARGETS[name]()
+    logging.disable()
+    atheris.Setup([sys.argv[0], *arguments], target)
+    atheris.Fuzz()
+
+
+def run(name: str, log: Path, *arguments: str) -> int:
+    "`fuzz` in a process of its own, which writes to `log`; its exit status."
+    command = [sys.executable, __file__, "--libfuzzer", name, f"-max_len={LONGEST}", f"-timeout={PATIENCE}"]
+    with log.open("wb") as output:
+        return subprocess.run([*command, *arguments], stdout=output, stderr=output, check=False).returncode
+
+
+def campaign(name: str, seconds: int) -> bool:
+    "Fuzz one target, say what came of it, and whether nothing was found."
+    found, kept, log = BUILD / name, CORPUS / name, BUILD / f"{name}.log"
+    found.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
+    prefix = f"-artifact_prefix={BUILD}/{name}-"
+    began = time.monotonic()
+    status = run(name, log, f"-max_total_time={seconds}", "-print_final_stats=1", prefix, str(found), str(kept))
+    text = log.read_text(errors="replace")
+    count = re.search(r"number_of_executed_units: (\d+)", text) or re.search(r"Done (\d+) runs", text)
+    coverage = re.findall(r"cov: (\d+)", text) or ["?"]
+    executions = int(count[1]) if count else 0
+    spent = time.monotonic() - began
+    print(f"{name:8} {executions:9,} inputs in {spent:4.0f} s, {coverage[-1]} branches: ", end="")
+    print("nothing found" if status == 0 else f"exit status {status}, see {log}", flush=True)
+    if status:
+        saved = re.search(r"Test unit written to (\S+)", text)
+        print(text.partition(" === ")[2].partition("\n==")[0] or text[-2000:])
+        if saved:
+            print(f"Again, without libFuzzer: {sys.executable} tools/fuzz.py --input {saved[1]} {name}")
+    return status == 0
+
+
+def keep(name: str) -> None:
+    "Make the corpus of `name` what reaches all that was found, and no more. Inputs with a name of words stay."
+    new, kept = BUILD / f"{name}.new", CORPUS / name
+    new.mkdir(parents=True, exist_ok=True)
+    for old in new.iterdir():
+        old.unlink()
+    kept.mkdir(parents=True, exist_ok=True)
+    log = BUILD / f"{name}.merge.log"
+    if run(name, log, "-merge=1", str(new), str(kept), str(BUILD / name)):
+        sys.exit(f"The corpus of {name} could not be merged; see {log}.")
+    by_hand = {path.read_bytes() for path in kept.iterdir() if "-" in path.name}
+    for path in kept.iterdir():
+        if "-" not in path.name:
+            path.unlink()
+    for path in new.iterdir():
+        if (data := path.read_bytes()) not in by_hand:
+            (kept / path.name[:12]).write_bytes(data)  # libFuzzer names a file after its SHA-1
+    print(f"{name}: {len(list(kept.iterdir()))} inputs kept")
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--libfuzzer"]:
+        fuzz(sys.argv[2], sys.argv[3:])
+    from fuzz_targets import TARGETS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=1, help="for all targets together")
+    parser.add_argument("--keep", action="store_true", help="do not fuzz, but take what was found into tests/corpus")
+    parser.add_argument("--input", type=Path, help="do not fuzz, but give this file to the target")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; default: all")
+    options = parser.parse_args()
+    names = options.targets or list(TARGETS)
+    if unknown := set(names) - set(TARGETS):
+        parser.error(f"There is no target {min(unknown)}: I have {', '.join(TARGETS)}.")
+    if options.input:
+        for name in names:
+            TARGETS[name]()(options.input.read_bytes())
+        return 0
+    if options.keep:
+        for name in names:
+            keep(name)
+        return 0
+    seconds = max(1, round(60 * options.minutes / len(names)))
+    return 0 if all([campaign(name, seconds) for name in names]) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,267 @@
+"""Whole rings of the fuzzer's, driven through each service function of each device.
+
+What comes out is `GuestError` or `Stopped`; every byte of memory and of the disk is what a plain model says.
+"""
+
+import array
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+from collections import deque
+
+from fuzz_guest import Bytes, Watched, close, first_index, move, new_memory, pattern, write_guest
+
+from lguest_nb.block import F_VERSION_1, Block
+from lguest_nb.console import Console
+from lguest_nb.device import Device
+from lguest_nb.memory import GuestError
+from lguest_nb.net import Net
+from lguest_nb.rng import Rng
+from lguest_nb.vring import Chain, Stopped, full_barrier
+
+MOST_CHAINS = 32  # served in one run
+DISK = 8 * 512
+
+
+class Served:
+    "A ring of the fuzzer's, served by one of a device's service functions until it is broken or nothing moves."
+
+    def __init__(self) -> None:
+        self.memory = new_memory()
+        self.vq = Watched(self.memory, self.gave_back)
+        self.vq.sleepless.moves, self.vq.sleepless.feed = self.moves, self.feed
+        self.device = self.make()
+
+    def make(self) -> Device:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        "What the device has behind it is as it was."
+
+    def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
+        "Make `image` what memory must be now. Raises `AssertionError` if the device did what it should not."
+        raise NotImplementedError
+
+    def feed(self, fd: int) -> bool:
+        "The device waits for `fd`: make it ready, or return False."
+        raise NotImplementedError
+
+    def moves(self) -> bool:
+        return move(self.source, self.vq)
+
+    def __call__(self, data: bytes) -> None:
+        self.source = Bytes(data)
+        self.choice = self.source.number(1)
+        self.begin()
+        self.vq.fence = self.moves if self.choice & 4 else full_barrier  # where a Guest may be quicker than us
+        self.vq.indirect, self.vq.notify_on_empty = not self.choice & 8, not self.choice & 16
+        start = first_index(self.source.number(1))
+        self.vq.begin(start, write_guest(self.source, start))
+        services = self.device.services
+        service = services[self.choice % len(services)]
+        try:
+            while self.vq.taken < MOST_CHAINS:
+                service(self.vq)
+            assert self.vq.outstanding is None, "a service function returned and kept its chain"
+        except GuestError as e:
+            self.vq.ended(stopped=False)
+            assert str(e).endswith(("?", ".")), f"{e!r} is not a sentence"
+        except Stopped:
+            self.vq.ended(stopped=True)
+
+    def readable(self, image: bytearray, chain: Chain) -> bytes:
+        return b"".join(image[a : a + n] for a, n in chain.readable)
+
+    def room(self, chain: Chain) -> int:
+        return sum(n for _, n in chain.writable)
+
+    def scatter(self, image: bytearray, chain: Chain, data: bytes) -> None:
+        "Fill the writable buffers in their order, as far as `data` goes."
+        for address, length in chain.writable:
+            piece, data = data[:length], data[length:]
+            image[address : address + len(piece)] = piece
+
+    def close(self) -> None:
+        self.device.close()
+        self.vq.wakeup.close()
+        close(self.memory)
+
+
+class Piped(Served):
+    "A device which reads a pipe: what the fuzzer puts in is what must come out, once."
+
+    def begin(self) -> None:
+        if left := self.waiting():
+            os.read(self.reads, left)
+        self.fed = self.eaten = 0
+
+    def waiting(self) -> int:
+        count = array.array("i", [0])
+        fcntl.ioctl(self.reads, termios.FIONREAD, count)
+        return count[0]
+
+    def put(self, count: int) -> bool:
+        self.fed += os.write(self.writes, pattern(self.fed, count))
+        return count > 0
+
+    def eat(self, image: bytearray, chain: Chain, length: int) -> None:
+        assert length <= self.room(chain)
+        assert self.waiting() == self.fed - self.eaten - length, "bytes were read and not delivered"
+        self.scatter(image, chain, pattern(self.eaten, length))
+        self.eaten += length
+
+
+class ConsoleQueues(Piped):
+    "Queue 0 gets what is in one pipe; what is in queue 1 gets into another."
+
+    def make(self) -> Device:
+        self.reads, self.writes = os.pipe()
+        self.said_reads, self.says = os.pipe()
+        os.set_blocking(self.said_reads, False)
+        self.said = b""
+        return Console(self.reads, self.says)
+
+    def begin(self) -> None:
+        super().begin()
+        self.drain()
+        self.said = b""
+
+    def drain(self) -> None:
+        try:
+            while more := os.read(self.said_reads, 1 << 16):
+                self.said += more
+        except BlockingIOError:
+            return
+
+    def feed(self, fd: int) -> bool:
+        if fd == self.says:
+            self.drain()
+            return True
+        return self.put(self.source.number(1))
+
+    def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
+        if self.choice % 2 == 0:
+            assert not chain.readable and bool(length) == bool(chain.writable)
+            self.eat(image, chain, length)
+            return
+        self.drain()
+        assert not chain.writable and length == 0
+        assert self.said == self.readable(image, chain)
+        self.said = b""
+
+    def close(self) -> None:
+        super().close()
+        for fd in (self.reads, self.writes, self.said_reads, self.says):
+            os.close(fd)
+
+
+class RngQueue(Piped):
+    "Each buffer is filled to its end."
+
+    def make(self) -> Device:
+        self.reads, self.writes = os.pipe()
+        return Rng(f"/proc/self/fd/{self.reads}")
+
+    def feed(self, fd: int) -> bool:
+        return self.put(64 * self.source.number(1))
+
+    def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
+        assert not chain.readable and length == self.room(chain)
+        self.eat(image, chain, length)
+
+    def close(self) -> None:
+        super().close()
+        os.close(self.reads)
+        os.close(self.writes)
+
+
+class NetQueues(Served):
+    "Queue 0 gets packets, queue 1 sends them; a pair of sockets is the tap."
+
+    def make(self) -> Device:
+        tap, self.peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.peer.setblocking(False)
+        return Net(tap.detach())
+
+    def begin(self) -> None:
+        for fd in (self.peer.fileno(), self.device.tap):
+            while select.select([fd], [], [], 0)[0]:
+                os.read(fd, 1)
+        self.packets: deque[bytes] = deque()
+
+    def feed(self, fd: int) -> bool:
+        for _ in range(1 + self.source.number(1) % 2):
+            if length := self.source.number(2) % 3000:
+                self.packets.append(pattern(length, length))
+                self.peer.send(self.packets[-1])
+        return bool(self.packets)
+
+    def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
+        if self.choice % 2 == 0:
+            assert not chain.readable
+            packet, room = self.packets.popleft(), self.room(chain)
+            assert length == (len(packet) if len(packet) <= room else 0)
+            self.scatter(image, chain, packet)
+            return
+        packet = self.readable(image, chain)
+        assert not chain.writable and length == 0
+        sent = [packet] if 0 < len(packet) <= 10 + 65550 else []
+        assert [self.peer.recv(1 << 17) for _ in range(len(sent))] == sent
+        assert not select.select([self.peer], [], [], 0)[0], "a packet was sent which should not have been"
+
+    def close(self) -> None:
+        super().close()
+        self.peer.close()
+
+
+class BlockQueue(Served):
+    "A disk of eight sectors, and a model of what a request does to it. Virtio 1.2 §5.2.6."
+
+    def make(self) -> Device:
+        self.file = os.memfd_create("disk")
+        os.ftruncate(self.file, DISK)
+        return Block(f"/proc/self/fd/{self.file}")
+
+    def begin(self) -> None:
+        size = 3 * 512 + 100 if self.choice & 1 else DISK  # cut short behind our back
+        self.disk = bytearray(pattern(1, size))
+        os.ftruncate(self.file, 0)
+        os.pwrite(self.file, self.disk, 0)
+        self.device.accepted = F_VERSION_1 if self.choice & 2 else 0
+
+    def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
+        out, room = self.readable(image, chain), self.room(chain)
+        if len(out) < 16 or not room:
+            assert length == 0
+        else:
+            status = self.obey(image, chain, *struct.unpack_from("<IIQ", out), out[16:], room - 1)
+            address, last = chain.writable[-1]
+            image[address + last - 1] = status
+            assert length == (room if status == 0 else 1)
+        assert os.pread(self.file, 2 * DISK, 0) == self.disk
+
+    def obey(self, image: bytearray, chain: Chain, kind: int, _: int, sector: int, out: bytes, into: int) -> int:
+        "The status of a request for a well-behaved disk, and its effects."
+        barrier = kind >= 1 << 31
+        if kind & 0x7FFFFFFE or (barrier and self.choice & 2):
+            return 2
+        length = len(out) if kind & 1 else into
+        if length % 512 or 512 * sector + length > DISK or (into if kind & 1 else out):
+            return 1
+        self.vq.indirect, self.vq.notify_on_empty = not self.choice & 8, not self.choice & 16
+        start = 512 * sector
+        if kind & 1:
+            if length:
+                self.disk += bytes(max(0, start - len(self.disk)))
+                self.disk[start : start + length] = out
+            return 0
+        data = bytes(self.disk[start : start + length])
+        self.scatter(image, chain, data)
+        return 0 if len(data) == length else 1
+
+    def close(self) -> None:
+        super().close()
+        os.close(self.file)

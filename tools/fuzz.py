@@ -8,6 +8,8 @@ An input which breaks a rule ends its target, is saved, and makes the exit statu
 import argparse
 import logging
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,8 +30,17 @@ def fuzz(name: str, arguments: list[str]) -> None:
         from fuzz_targets import TARGETS
     target = TARGETS[name]()
     logging.disable()
-    atheris.Setup([sys.argv[0], *arguments], target)
+    atheris.Setup([str(again(name)), *arguments], target)
     atheris.Fuzz()
+
+
+def again(name: str) -> Path:
+    "A program which is target `name`: libFuzzer starts itself anew when it merges."
+    script = BUILD / f"{name}.sh"
+    command = shlex.join([sys.executable, __file__, "--libfuzzer", name])
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 def run(name: str, log: Path, *arguments: str) -> int:
@@ -63,22 +74,23 @@ def campaign(name: str, seconds: int) -> bool:
 
 
 def keep(name: str) -> None:
-    "Make the corpus of `name` what reaches all that was found, and no more. Inputs with a name of words stay."
+    "Leave in the corpus of `name` what has a name of words, and as few more as reach each branch that was found."
     new, kept = BUILD / f"{name}.new", CORPUS / name
-    new.mkdir(parents=True, exist_ok=True)
-    for old in new.iterdir():
-        old.unlink()
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     kept.mkdir(parents=True, exist_ok=True)
+    for path in kept.glob("*-*"):
+        shutil.copy(path, new)
     log = BUILD / f"{name}.merge.log"
-    if run(name, log, "-merge=1", str(new), str(kept), str(BUILD / name)):
+    if run(name, log, "-merge=1", "-use_counters=0", str(new), str(kept), str(BUILD / name)):
         sys.exit(f"The corpus of {name} could not be merged; see {log}.")
-    by_hand = {path.read_bytes() for path in kept.iterdir() if "-" in path.name}
-    for path in kept.iterdir():
-        if "-" not in path.name:
-            path.unlink()
+    if "successful in" not in log.read_text(errors="replace"):
+        sys.exit(f"libFuzzer did not say that it has merged the corpus of {name}; see {log}.")
+    shutil.rmtree(kept)
+    kept.mkdir()
     for path in new.iterdir():
-        if (data := path.read_bytes()) not in by_hand:
-            (kept / path.name[:12]).write_bytes(data)  # libFuzzer names a file after its SHA-1
+        words = "-" in path.name
+        shutil.copy(path, kept / (path.name if words else path.name[:12]))  # libFuzzer calls a file by its SHA-1
     print(f"{name}: {len(list(kept.iterdir()))} inputs kept")
 
 

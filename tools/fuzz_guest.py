@@ -195,6 +195,7 @@ class Watched(Virtqueue):
 
     def put(self, address: int, data: bytes) -> None:
         "The Guest stores something."
+        self._flags()
         self.image[address : address + len(data)] = data
         self.memory.u8[address : address + len(data)] = data
         self.own_fault |= address < RING.used + 2 and address + len(data) > RING.used

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'SECTOR', 'HEADER', 'CONFIG', 'F_BARRIER', 'F_SEG_MAX', 'F_RO', 'F_VERSION_1', 'T_OUT', 'T_SCSI_CMD',
-           'T_BARRIER', 'S_OK', 'S_IOERR', 'S_UNSUPP', 'IOV_MAX', 'Mode', 'split', 'total', 'BlockRequest',
-           'parse_request', 'transfer', 'disk_size', 'lock_disk', 'open_disk', 'Block', 'parse_block']
+           'T_BARRIER', 'S_OK', 'S_IOERR', 'S_UNSUPP', 'Mode', 'split', 'total', 'BlockRequest', 'parse_request',
+           'transfer', 'disk_size', 'lock_disk', 'open_disk', 'Block', 'parse_block']
 
-# %% ../nbs/24_block.ipynb #688d60c8
+# %% ../nbs/24_block.ipynb #10994c29
 import errno
 import fcntl
 import logging
@@ -21,7 +21,7 @@ from typing import Literal
 from .device import VIRTIO_ID_BLOCK, Device, Service
 from .memory import LguestError
 from .snapshot import Overlay
-from .vring import VIRTQUEUE_NUM, Chain, Virtqueue
+from .vring import IOV_MAX, VIRTQUEUE_NUM, Chain, Virtqueue
 
 log = logging.getLogger("lguest_nb")
 
@@ -74,10 +74,7 @@ def parse_request(chain: Chain) -> BlockRequest | None:
     kind, _, sector = HEADER.unpack(b"".join(header))
     return BlockRequest(kind, sector, to_disk, from_disk, status[0])
 
-# %% ../nbs/24_block.ipynb #5a3530cf
-IOV_MAX = 1024  # <limits.h>: Linux refuses more buffers than this in one call
-
-
+# %% ../nbs/24_block.ipynb #0d1c92ec
 def transfer(
     move: Callable[[int, list[memoryview], int], int],  # os.preadv or os.pwritev
     fd: int,
@@ -157,7 +154,7 @@ def open_disk(
         os.close(fd)
         raise
 
-# %% ../nbs/24_block.ipynb #53cf5471
+# %% ../nbs/24_block.ipynb #9e3afeb7
 class Block(Device):
     "A disk: one queue of requests, and a file. Virtio 1.2 §5.2; `blk_request` in lguest.c."
 
@@ -180,7 +177,6 @@ class Block(Device):
                 os.close(self.fd)
                 raise
         self.path = os.fspath(path)
-        self.said: set[str] = set()
         config = CONFIG.pack(self.size // SECTOR, 0, VIRTQUEUE_NUM - 2)
         features = F_BARRIER | F_SEG_MAX | (F_RO if read_only else 0)
         super().__init__("block", VIRTIO_ID_BLOCK, features, config)
@@ -199,13 +195,13 @@ class Block(Device):
         request = parse_request(chain)
         if request is None:
             text = "Bad virtblk cmd %u out=%u in=%u: no whole header or no status byte"
-            self._complain(text, chain.head, len(chain.readable), len(chain.writable))
+            self.warn_once(text, chain.head, len(chain.readable), len(chain.writable))
             vq.add_used(chain, 0)
             return
         try:
             status = self._obey(request, vq.wakeup.check)
         except OSError as e:
-            self._complain("The disk %s failed at sector %d: %s", self.path, request.sector, e.strerror)
+            self.warn_once("The disk %s failed at sector %d: %s", self.path, request.sector, e.strerror)
             status = S_IOERR
         request.status[0] = status
         vq.add_used(chain, 1 + total(request.from_disk) if status == S_OK else 1)
@@ -218,7 +214,7 @@ class Block(Device):
         if barrier:
             self._sync()
         if request.kind & T_SCSI_CMD:
-            self._complain("Scsi commands unsupported")
+            self.warn_once("Scsi commands unsupported")
             status = S_UNSUPP
         elif request.kind & ~(T_OUT | T_BARRIER):
             status = S_UNSUPP
@@ -241,11 +237,11 @@ class Block(Device):
     def _write(self, request: BlockRequest, check: Callable[[], None]) -> int:
         offset, length = request.sector * SECTOR, total(request.to_disk)
         if self.mode == "ro":
-            self._complain("The Guest writes to the disk %s, which is read-only", self.path)
+            self.warn_once("The Guest writes to the disk %s, which is read-only", self.path)
             return S_IOERR
         if request.from_disk or not self._fits(request.sector, length):
             if offset + length > self.size:
-                self._complain("Write past end %u+%u: the disk has %u bytes", offset, length, self.size)
+                self.warn_once("Write past end %u+%u: the disk has %u bytes", offset, length, self.size)
             return S_IOERR
         moved = transfer(self._pwritev, self.fd, request.to_disk, offset, check)
         if log.isEnabledFor(logging.INFO):
@@ -273,12 +269,6 @@ class Block(Device):
             return os.preadv(fd, views, offset)
         here, count = self.overlay.run(offset, total(views))  # `transfer` comes back for the rest
         return os.preadv(self.overlay.fd if here else fd, split(views, count)[0], offset)
-
-    def _complain(self, text: str, *values: object) -> None:
-        "Warn, once for each `text`."
-        if text not in self.said:
-            self.said.add(text)
-            log.warning(text, *values)
 
     def close(self) -> None:
         if self.fd >= 0:

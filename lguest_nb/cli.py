@@ -186,14 +186,13 @@ def make_device(
         return load_device(value)
     return Rng()
 
-# %% ../nbs/46_cli.ipynb #432c3c99
+# %% ../nbs/46_cli.ipynb #778ab8c4
 def complain(
     text: str,  # may contain what the Guest said
 ) -> None:
     "Print one line on stderr; what could move the cursor or ring the bell is escaped."
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    with contextlib.suppress(OSError):
-        print(f"lguest-nb: {safe}", file=sys.stderr, flush=True)
+    tell(f"lguest-nb: {safe}")
 
 
 class _Say(logging.Handler):
@@ -214,7 +213,7 @@ def explain(error: BaseException) -> str:
     where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     return f"This should not have happened{where}: {type(error).__name__}: {error}. It is a defect in lguest-nb."
 
-# %% ../nbs/46_cli.ipynb #1a1c2387
+# %% ../nbs/46_cli.ipynb #e2128c8f
 def boot(
     args: Arguments,
     host: Host,
@@ -246,7 +245,7 @@ def boot(
 def report(session: Session, args: Arguments) -> int:
     "Say how it ended; the exit status."
     if args.stats:
-        print(session.launcher.host.report(), file=sys.stderr)
+        tell(session.launcher.host.report())
     if session.error is not None:
         if args.verbose and not isinstance(session.error, LguestError):
             log.warning("Traceback", exc_info=session.error)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VIRTIO_ID_NET', 'VIRTIO_ID_BLOCK', 'VIRTIO_ID_CONSOLE', 'VIRTIO_ID_RNG', 'STATUS_ACKNOWLEDGE', 'STATUS_DRIVER',
-           'STATUS_DRIVER_OK', 'STATUS_FAILED', 'F_NOTIFY_ON_EMPTY', 'F_RING_INDIRECT_DESC', 'Service', 'Device']
+           'STATUS_DRIVER_OK', 'STATUS_FAILED', 'F_NOTIFY_ON_EMPTY', 'F_RING_INDIRECT_DESC', 'log', 'Service', 'Device']
 
-# %% ../nbs/20_devices.ipynb #9f96c67d
+# %% ../nbs/20_devices.ipynb #c03fde77
+import logging
 from collections.abc import Callable, Sequence
 
 from .vring import Virtqueue
@@ -17,7 +18,8 @@ STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FAILED = 1, 2, 4, 0x
 F_NOTIFY_ON_EMPTY = 1 << 24  # an interrupt when the ring runs dry, wanted or not
 F_RING_INDIRECT_DESC = 1 << 28  # chains may live in a table of their own
 
-# %% ../nbs/20_devices.ipynb #9a3b4f0e
+# %% ../nbs/20_devices.ipynb #b04dc580
+log = logging.getLogger("lguest_nb")
 Service = Callable[[Virtqueue], None]
 
 
@@ -39,6 +41,7 @@ class Device:
         self.accepted = 0  # bit mask of what the Guest's driver took, from when the device starts
         self.running = False  # are its service threads at work?
         self.queues: list[Virtqueue] = []  # made by the Bus, one for each of `services`
+        self.said: set[str] = set()  # which warnings were given
         self.changed: Callable[[str], None] = _unwatched  # told "start" and "reset", by whoever does it
 
     @property
@@ -49,6 +52,16 @@ class Device:
     def describe(self) -> str:
         "One line for the verbose user: what is behind this device."
         return self.name
+
+    def warn_once(
+        self,
+        text: str,  # as for `logging`
+        *values: object,
+    ) -> None:
+        "Log a warning, once for each `text`: a Guest can repeat a mistake faster than you can read about it."
+        if text not in self.said:
+            self.said.add(text)
+            log.warning(text, *values)
 
     def close(self) -> None:
         "Give back the files of this machine which the device holds. After its threads have ended."

@@ -157,7 +157,7 @@ def _check_segments(segments: Sequence[LoadSegment], entry: int, size: int) -> N
     if not segments or not LOWEST <= entry < end:
         raise LoadError(f"The kernel would start at {entry:#x}, and it loads nothing there.")
 
-# %% ../nbs/05_loading.ipynb #d541b7b7
+# %% ../nbs/05_loading.ipynb #b0febd44
 _BZIMAGE_AT = 0x100000
 
 
@@ -183,11 +183,11 @@ def load_bzimage(
             f"The bzImage has {length} bytes after its setup code, to be loaded at {_BZIMAGE_AT:#x}, "
             f"and the Guest's memory ends at {memory.size:#x}."
         )
-    read_into(memory, file, start, _BZIMAGE_AT, length)
     (entry,) = struct.unpack_from("<I", head, 0x214)  # code32_start
     end = _BZIMAGE_AT + length
     if not _BZIMAGE_AT <= entry < end:
         raise LoadError(f"The bzImage would start at {entry:#x}, and it lies from {_BZIMAGE_AT:#x} to {end:#x}.")
+    read_into(memory, file, start, _BZIMAGE_AT, length)
     return Loaded(entry, end)
 
 

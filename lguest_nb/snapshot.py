@@ -5,17 +5,14 @@
 # %% auto #0
 __all__ = ['Overlay']
 
-# %% ../nbs/25_snapshot.ipynb #1b21bc17
+# %% ../nbs/25_snapshot.ipynb #220b35c7
 import mmap
 import os
 import tempfile
 
-from .memory import LguestError
+from .memory import MAP_NORESERVE, LguestError
 
-# %% ../nbs/25_snapshot.ipynb #38c572b9
-_MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>; the mmap module has no name for it before 3.13
-
-
+# %% ../nbs/25_snapshot.ipynb #f0d6e9c0
 class Overlay:
     "The sectors a Guest has written over a file which stays as it is, in a nameless file, and which they are."
 
@@ -33,7 +30,7 @@ class Overlay:
             raise LguestError(f"There is no place for a snapshot in {directory}: {why}.") from e
         self.fd, self.grain = self._file.fileno(), grain
         # Private, since a mere look at shared memory takes it; not reserved, since hardly any is ever touched.
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         self._written = mmap.mmap(-1, size // grain, private)  # one byte for each sector: 1 if it is here
 
     def run(

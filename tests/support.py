@@ -9,7 +9,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lguest_nb.memory import GuestMemory
-from lguest_nb.vring import DESC, Virtqueue, ring_at
+from lguest_nb.vring import DESC, Stopped, Virtqueue, ring_at
 
 PATIENCE = 10  # seconds until something which should have happened at once is given up
 
@@ -64,6 +64,21 @@ def nothing_left() -> Iterator[None]:
     if open_descriptors() - before:
         gc.collect()
     assert not open_descriptors() - before
+
+
+def serving(vq: Virtqueue, service: Callable[[Virtqueue], None]) -> threading.Thread:
+    "A thread which serves a queue until it is stopped."
+
+    def serve_for_ever() -> None:
+        try:
+            while True:
+                service(vq)
+        except Stopped:
+            pass
+
+    thread = threading.Thread(target=serve_for_ever, daemon=True)
+    thread.start()
+    return thread
 
 
 @dataclass

@@ -55,8 +55,8 @@ class Recorder:
 def word_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     size: int = request.param
     if size == 4:
-        flags = lguest_nb.memory._MAP_NORESERVE | MAP_32BIT
-        monkeypatch.setattr(lguest_nb.memory, "_MAP_NORESERVE", flags)
+        flags = lguest_nb.memory.MAP_NORESERVE | MAP_32BIT
+        monkeypatch.setattr(lguest_nb.memory, "MAP_NORESERVE", flags)
     return size
 
 

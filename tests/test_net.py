@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from support import serving
 
 from lguest_nb import net
 from lguest_nb.device import VIRTIO_ID_NET
 from lguest_nb.driver import Driver
 from lguest_nb.memory import GuestError, GuestMemory, LguestError
 from lguest_nb.net import MOST, VNET_HEADER, Net, TunnetArgument, open_tap, parse_tunnet, setup_tun_net
-from lguest_nb.vring import Stopped, Virtqueue, ring_at
+from lguest_nb.vring import Virtqueue, ring_at
 
 MAC = bytes.fromhex("020000000001")
 HEADER = bytes(VNET_HEADER)
@@ -58,18 +59,7 @@ class Lab:
 
     def serving(self, driver: Driver) -> threading.Thread:
         "A thread which serves a queue until it is stopped."
-        service = self.card.services[self.drivers.index(driver)]
-
-        def serve_for_ever() -> None:
-            try:
-                while True:
-                    service(driver.vq)
-            except Stopped:
-                pass
-
-        thread = threading.Thread(target=serve_for_ever, daemon=True)
-        thread.start()
-        return thread
+        return serving(driver.vq, self.card.services[self.drivers.index(driver)])
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import serving
 
 from lguest_nb.device import VIRTIO_ID_RNG
 from lguest_nb.driver import Driver, Used
@@ -33,17 +34,7 @@ class Lab:
 
     def serving(self, rng: Rng) -> threading.Thread:
         "A thread which serves the queue until it is stopped."
-
-        def serve_for_ever() -> None:
-            try:
-                while True:
-                    rng.rng_input(self.vq)
-            except Stopped:
-                pass
-
-        thread = threading.Thread(target=serve_for_ever, daemon=True)
-        thread.start()
-        return thread
+        return serving(self.vq, rng.rng_input)
 
 
 @pytest.fixture

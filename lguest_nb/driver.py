@@ -29,7 +29,7 @@ class Request:
     "A chain which the device has not given back yet."
 
     descriptors: list[int]
-    answer: list[Segment]  # what the device may write
+    answer: list[Segment]  # what the device may write: addresses and lengths
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Driver:
         if indirect:
             entry = (table, 16 * len(parts), DESC_INDIRECT, 0)
             DESC.pack_into(self.memory.map, self.vq.ring.desc + 16 * used[0], *entry)
-        self.requests[used[0]] = Request(used, [Segment(a, n) for a, n, flags in parts if flags])
+        self.requests[used[0]] = Request(used, [(a, n) for a, n, flags in parts if flags])
         self.make_available(used[0])
         return used[0]
 

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from .device import F_NOTIFY_ON_EMPTY, F_RING_INDIRECT_DESC, VIRTIO_ID_NET, Device, Service
 from .memory import GuestError, LguestError
-from .vring import Chain, Virtqueue
+from .vring import Chain, Virtqueue, total
 
 # %% ../nbs/26_net.ipynb #9fb530ca
 IFNAMSIZ = 16  # <linux/if.h>: an interface's name and its NUL
@@ -191,7 +191,7 @@ class Net(Device):
         chain = vq.wait()
         if chain.writable:
             raise GuestError(f"{vq.name}: Input buffers in net output queue?")
-        if sum(segment.length for segment in chain.readable) > MOST:
+        if total(chain.readable) > MOST:
             self.warn_once("%s: a packet of more than %d bytes was not sent", vq.name, MOST)
         else:
             views = chain.out_views()

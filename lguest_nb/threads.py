@@ -28,9 +28,10 @@ class ServiceThread(threading.Thread):
         self.vq, self.service, self.failed = vq, service, failed
 
     def run(self) -> None:
+        service, vq = self.service, self.vq
         try:
             while True:
-                self.service(self.vq)
+                service(vq)
         except Stopped:
             pass
         except BaseException as e:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from .device import Device
 from .memory import LguestError
-from .vring import Chain, Virtqueue
+from .vring import Chain, Virtqueue, total
 
 log = logging.getLogger("lguest_nb")
 
@@ -150,7 +150,7 @@ class Tracer:
 
         def noted_take() -> Chain:
             chain = take()
-            readable, writable = (sum(s.length for s in part) for part in (chain.readable, chain.writable))
+            readable, writable = (total(part) for part in (chain.readable, chain.writable))
             self.note("take", vq.name, head=chain.head, readable=readable, writable=writable)
             return chain
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIRTQUEUE_NUM', 'DESC_NEXT', 'DESC_WRITE', 'DESC_INDIRECT', 'AVAIL_NO_INTERRUPT', 'USED_NO_NOTIFY', 'IOV_MAX', 'DESC',
-           'RingLayout', 'ring_at', 'ring_size', 'BrokenRing', 'Segment', 'Chain', 'walk_chain', 'Stopped', 'Doorbell',
-           'Wakeup', 'full_barrier', 'Virtqueue']
+           'Segment', 'ENOUGH', 'RingLayout', 'ring_at', 'ring_size', 'BrokenRing', 'total', 'Chain', 'walk_chain',
+           'Stopped', 'Doorbell', 'Elsewhere', 'Wakeup', 'full_barrier', 'Virtqueue']
 
 # %% ../nbs/10_vring.ipynb #45dc8a0c
 import os
@@ -14,7 +14,7 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .memory import GuestError, GuestMemory, page_up
 
@@ -55,14 +55,18 @@ class BrokenRing(GuestError):
     "A ring which no driver should ever write: there is no sane way to go on with this queue."
 
 
-class Segment(NamedTuple):
-    "One contiguous piece of Guest memory."
-
-    address: int  # Guest-physical
-    length: int  # bytes
+Segment = tuple[int, int]  # one contiguous piece of Guest memory: Guest-physical address, length in bytes
 
 
-@dataclass(frozen=True, slots=True)
+def total(segments: Sequence[Segment]) -> int:
+    "How many bytes `segments` have together."
+    count = 0
+    for _, length in segments:
+        count += length
+    return count
+
+
+@dataclass(slots=True)
 class Chain:
     "One request of the Guest, copied out of its ring and checked."
 
@@ -91,6 +95,9 @@ def _check_indirect(memory: GuestMemory, address: int, length: int, flags: int, 
     memory.check(address, length)
 
 
+_read_descriptor = DESC.unpack_from
+
+
 def walk_chain(
     memory: GuestMemory,
     desc: int,  # Guest-physical address of the descriptor table
@@ -101,28 +108,30 @@ def walk_chain(
     "Copy one chain out of a ring, every address checked. Raises `BrokenRing` or `BadAddress`."
     readable: list[Segment] = []
     writable: list[Segment] = []
-    base, entries, index, steps, inside, turned = desc, num, head, 0, False, False
-    while True:
-        address, length, flags, after = DESC.unpack_from(memory.map, base + DESC.size * index)
-        if flags & DESC_INDIRECT:
-            _check_indirect(memory, address, length, flags, indirect and not inside)
-            base, entries, index, inside = address, length // DESC.size, 0, True
-            continue
-        steps += 1
-        if steps > num:
-            raise BrokenRing(f"Looped descriptor: a chain has more than the ring's {num} descriptors.")
-        memory.check(address, length)
-        if flags & DESC_WRITE:
-            turned = True
-        elif turned:
+    segments, ram, limit = readable, memory.map, memory.limit
+    base, entries, index = desc, num, head
+    for _ in range(num):
+        address, length, flags, after = _read_descriptor(ram, base + 16 * index)
+        if flags > DESC_WRITE | DESC_NEXT:
+            while flags & DESC_INDIRECT:  # a second time round it is a table inside a table, and not allowed
+                _check_indirect(memory, address, length, flags, indirect)
+                base, entries, indirect = address, length // 16, False
+                address, length, flags, after = _read_descriptor(ram, base)
+            flags &= DESC_WRITE | DESC_NEXT  # bits which nobody knows mean nothing
+        if length > limit - address:
+            memory.check(address, length)  # which has the words for it
+        if flags >= DESC_WRITE:
+            segments = writable
+        elif segments is writable:
             raise BrokenRing(f"Descriptor has out after in: the buffer at {address:#x} is for reading.")
         if length:
-            (writable if turned else readable).append(Segment(address, length))
+            segments.append((address, length))
         if not flags & DESC_NEXT:
             return Chain(memory, head, readable, writable)
         if after >= entries:
             raise BrokenRing(f"Desc next is {after}, but the table has {entries} descriptors.")
         index = after
+    raise BrokenRing(f"Looped descriptor: a chain has more than the ring's {num} descriptors.")
 
 # %% ../nbs/10_vring.ipynb #187c5430
 class Stopped(Exception):
@@ -136,6 +145,18 @@ class Doorbell(NamedTuple):
     value: int | None = None  # where several queues share the address: which value means this one
 
 
+class Elsewhere(Protocol):
+    "Another place to sleep, of the device's own; whoever sleeps there can be called away."
+
+    def call_away(self) -> None:
+        "Make the sleeper come out, and whoever comes later not fall asleep. Any thread."
+        ...
+
+    def make_bed(self) -> None:
+        "One may sleep here again. Before a new thread starts."
+        ...
+
+
 class Wakeup:
     "The two ways to wake one queue's service thread: the Guest's kick, and our own *stop*."
 
@@ -143,6 +164,7 @@ class Wakeup:
         self.kicks = os.eventfd(0, os.EFD_CLOEXEC)  # counts; the Host adds to it
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self.stopping = False
+        self.elsewhere: Elsewhere | None = None
 
     def sleep(self) -> None:
         "Wait for a kick. Raises `Stopped`."
@@ -172,11 +194,15 @@ class Wakeup:
         self.stopping = True
         os.eventfd_write(self._stop, 1)
         os.eventfd_write(self.kicks, 1)
+        if self.elsewhere is not None:
+            self.elsewhere.call_away()
 
     def rearm(self) -> None:
         "Before a new thread starts: forget the last stop. A kick which came meanwhile is kept."
         if self.stopping:
             os.eventfd_read(self._stop)
+            if self.elsewhere is not None:
+                self.elsewhere.make_bed()
             self.stopping = False
 
     def close(self) -> None:
@@ -194,6 +220,9 @@ def full_barrier() -> None:
     _fence.release()
 
 # %% ../nbs/10_vring.ipynb #bb815a5a
+ENOUGH = 16  # chains given back, and then the Guest hears of them even if there is more to do
+
+
 def _nobody(*_: object) -> None:
     "Where interrupts go until a Bus connects the queue."
 
@@ -230,6 +259,7 @@ class Virtqueue:
             self.memory.check(part, size)
         self.ring = ring
         self.avail, self.used = ring.avail >> 1, ring.used >> 1  # indices into memory.u16
+        self.entries = (ring.used >> 2) + 1  # of the used ring: an index into memory.u32
         self.ready = True
         self.last_avail = self.used_idx = self.pending_used = 0
 
@@ -239,14 +269,15 @@ class Virtqueue:
 
     def wait(self) -> Chain:
         "The next request; sleeps until there is one. Raises `Stopped`, `BrokenRing` or `BadAddress`."
-        u16 = self.memory.u16
-        self.wakeup.check()
-        while not self.more():
+        u16, wakeup = self.memory.u16, self.wakeup
+        if wakeup.stopping:
+            raise Stopped
+        while u16[self.avail + 1] == self.last_avail:
             u16[self.used] = 0
             self.fence()
             self._interrupt_if_wanted()
             if not self.more():
-                self.wakeup.sleep()
+                wakeup.sleep()
             u16[self.used] = USED_NO_NOTIFY
         return self.take()
 
@@ -270,15 +301,17 @@ class Virtqueue:
         chain: Chain,
         length: int,  # bytes written, from the start of the writable part
     ) -> None:
-        "Give a chain back. The Guest may look at once; `trigger` tells it to."
+        "Give a chain back. The Guest may look at once; `wait` and `trigger` tell it to."
         if chain.writable:
             self.wrote(chain.writable)
-        u32 = self.memory.u32
-        slot = (self.ring.used >> 2) + 1 + 2 * (self.used_idx % self.num)
+        memory, idx = self.memory, self.used_idx
+        slot, u32 = self.entries + 2 * (idx % self.num), memory.u32
         u32[slot], u32[slot + 1] = chain.head, length
-        self.used_idx = (self.used_idx + 1) & 0xFFFF
-        self.memory.u16[self.used + 1] = self.used_idx  # a store of its own, after the entry: x86 keeps the order
+        self.used_idx = idx = (idx + 1) & 0xFFFF
+        memory.u16[self.used + 1] = idx  # a store of its own, after the entry: x86 keeps the order
         self.pending_used += 1
+        if self.pending_used >= ENOUGH:
+            self.trigger()
 
     def trigger(self) -> None:
         "Interrupt the Guest for what was given back since the last time, if it wants that."

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,12 @@ def open_descriptors() -> set[str]:
         except FileNotFoundError:  # the listing's own
             continue
     return found
+
+
+def first_bytes(views: Sequence[memoryview], count: int) -> list[memoryview]:
+    "What a short read or write would get of these buffers."
+    room = [min(len(view), max(0, count - sum(map(len, views[:i])))) for i, view in enumerate(views)]
+    return [view[:n] for view, n in zip(views, room, strict=True)]
 
 
 def lguest_threads() -> list[str]:

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from session import Session
-from support import close
+from support import close, first_bytes
 from test_block import CONTENT, SECTORS, SIZE, Lab, failing
 
 pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
 
-from lguest_nb.block import F_RO, S_IOERR, S_OK, SECTOR, T_BARRIER, T_OUT, Block, parse_block, split
+from lguest_nb.block import F_RO, S_IOERR, S_OK, SECTOR, T_BARRIER, T_OUT, Block, parse_block
 from lguest_nb.driver import Driver
 from lguest_nb.guest import command_line, path
 from lguest_nb.memory import GuestMemory, LguestError
@@ -381,8 +381,8 @@ def test_a_snapshot_is_a_disk_like_any_other(
     file.write_bytes(CONTENT)
     model, preadv, pwritev = bytearray(CONTENT), os.preadv, os.pwritev
     with bench(file, snapshot=True) as lab, pytest.MonkeyPatch.context() as short:
-        short.setattr(os, "preadv", lambda fd, views, at: preadv(fd, split(views, longest)[0], at))
-        short.setattr(os, "pwritev", lambda fd, views, at: pwritev(fd, split(views, longest)[0], at))
+        short.setattr(os, "preadv", lambda fd, views, at: preadv(fd, first_bytes(views, longest), at))
+        short.setattr(os, "pwritev", lambda fd, views, at: pwritev(fd, first_bytes(views, longest), at))
         for write, first, count, byte in pieces:
             count = min(count, SECTORS - first)
             there = slice(first * SECTOR, (first + count) * SECTOR)
@@ -400,7 +400,7 @@ def test_a_torn_write_to_a_snapshot_leaves_the_old_sector_whole(disk: Path, monk
     def filling_up(fd: int, views: list[memoryview], at: int) -> int:
         if not room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return pwritev(fd, split(views, room.pop())[0], at)
+        return pwritev(fd, first_bytes(views, room.pop()), at)
 
     with bench(disk, snapshot=True) as lab:
         monkeypatch.setattr(os, "pwritev", filling_up)

@@ -230,7 +230,7 @@ class TestChain:
         ring.desc(0, 0x1000, 4, DESC_NEXT, 1)
         ring.desc(1, 0x2000, 8, DESC_WRITE)
         reads = Tampering()
-        monkeypatch.setattr(vring, "DESC", reads)
+        monkeypatch.setattr(vring, "_read_descriptor", reads.unpack_from)
         chain = chain_of(ring)
         assert reads.places == [ring.vq.ring.desc, ring.vq.ring.desc + 16]
         assert (chain.readable, chain.writable) == ([(0x1000, 4)], [(0x2000, 8)])
@@ -239,8 +239,6 @@ class TestChain:
 
 class Tampering:
     "`DESC` with a Guest which changes each descriptor the moment it was read."
-
-    size = DESC.size
 
     def __init__(self) -> None:
         self.places: list[int] = []

@@ -11,19 +11,21 @@ import threading
 from collections.abc import Iterable
 
 from .device import Device
+from .knock import Reader
 from .vring import AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, Virtqueue, Wakeup
 
 # %% ../nbs/31_inspect.ipynb #c9c80f8f
 _SLEEPS = {
     Wakeup.sleep.__code__: "asleep until a kick",
     Wakeup.sleep_on.__code__: "asleep until its own device is ready",
+    Reader.readv.__code__: "asleep until its own device is ready",
 }
 
 
 def thread_state(
     thread: threading.Thread | None,  # of a queue
 ) -> str:
-    "Where a service thread is: asleep, and in which of the two places, or at work in some function."
+    "Where a service thread is: asleep, and until what, or at work in some function."
     if thread is None or thread.ident is None:
         return "no thread"
     frame = sys._current_frames().get(thread.ident)

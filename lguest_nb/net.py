@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from .device import F_NOTIFY_ON_EMPTY, F_RING_INDIRECT_DESC, VIRTIO_ID_NET, Device, Service
+from .knock import Reader
 from .memory import GuestError, LguestError
 from .vring import Chain, Virtqueue, total
 
@@ -168,15 +169,16 @@ class Net(Device):
 
     def __init__(
         self,
-        tap: int,  # descriptor: one read or write is one packet with its header; ours to close from now on
+        tap: int,  # descriptor: one read or write is one packet with its header; ours to close, unless we raise
         mac: bytes | None = None,  # six bytes, or let the Guest choose
         where: str = "tap",  # for `describe`: which interface, and what it is connected to
     ) -> None:
+        "Raises `LguestError`."
         if mac is not None and len(mac) != 6:
             raise LguestError(f"A mac address has six bytes, not the {len(mac)} of {mac.hex(':')}.")
         features = FEATURES if mac is None else FEATURES | F_MAC
         super().__init__("net", VIRTIO_ID_NET, features, CONFIG.pack(mac or bytes(6), 0))
-        self.tap, self.where = tap, where
+        self.tap, self.where, self.reader = tap, where, Reader(tap)
         self.tapped: Callable[[bytes, bool], None] | None = None  # is given each frame, and: is it going out?
 
     @property
@@ -206,32 +208,23 @@ class Net(Device):
     def net_input(self, vq: Virtqueue) -> None:
         "Receive one packet. Raises `GuestError` for a chain which could not hold one."
         chain = vq.wait()
+        vq.wakeup.elsewhere = self.reader
         if chain.readable:
             raise GuestError(f"{vq.name}: Output buffers in net input queue?")
-        length = None
-        while length is None:
-            if not vq.pending_used or self._would_block():
-                vq.trigger()
-                vq.wakeup.sleep_on(self.tap)
-            length = self._receive(vq, chain)
+        length = self._receive(vq, chain)
         if self.tapped is not None and length:
             self.tapped(frame_of(chain.in_views(), length), False)
         vq.add_used(chain, length)
 
-    def _would_block(self) -> bool:
-        "Is there no packet in the tap?"
-        poll = select.poll()
-        poll.register(self.tap, select.POLLIN)
-        return not poll.poll(0)
-
-    def _receive(self, vq: Virtqueue, chain: Chain) -> int | None:
-        "Read a packet into `chain`: its length, 0 if it did not fit and is lost, None if there was none."
-        views = chain.in_views()
-        room = sum(map(len, views))
+    def _receive(self, vq: Virtqueue, chain: Chain) -> int:
+        "Wait for a packet and read it into `chain`: its length, or 0 if it did not fit and is lost. Raises `Stopped`."
+        room = total(chain.writable)
+        views = [*chain.in_views(), memoryview(bytearray(1))]
         try:
-            length = os.readv(self.tap, [*views, bytearray(1)])
-        except BlockingIOError:
-            return None
+            length = self.read_now(views) if vq.pending_used else None
+            if length is None:
+                vq.trigger()
+                length = self._read(vq, views)
         except OSError as e:
             if e.errno != errno.EINVAL:
                 self._no_more(vq, e.strerror)
@@ -243,6 +236,33 @@ class Net(Device):
         self.warn_once("%s: a packet did not fit into the Guest's %d bytes and is lost", vq.name, room)
         return 0
 
+    def read_now(self, views: list[memoryview]) -> int | None:
+        "Read a packet if there is one: its length, 0 at the end of the file, None if there is none. Raises `OSError`."
+        try:
+            return os.preadv(self.tap, views, -1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            if e.errno != errno.EOPNOTSUPP:
+                raise
+        poll = select.poll()
+        poll.register(self.tap, select.POLLIN)
+        return os.readv(self.tap, views) if poll.poll(0) else None
+
+    def _read(self, vq: Virtqueue, views: list[memoryview]) -> int:
+        "Sleep until there is a packet, and read it. Raises `OSError` and `Stopped`."
+        while True:
+            vq.wakeup.check()
+            try:
+                length = self.reader.readv(views)
+            except InterruptedError:  # it's our stop, or a knock at somebody else's door
+                continue
+            except BlockingIOError:  # somebody has made the tap non-blocking: then this is how to wait for it
+                vq.wakeup.sleep_on(self.tap)
+                continue
+            vq.wakeup.check()
+            return length
+
     def _no_more(self, vq: Virtqueue, reason: str | None) -> NoReturn:
         "The tap is gone: wait for the end. Raises `Stopped`."
         self.warn_once("%s: Failed to read from tun: %s; nothing will be received any more", vq.name, reason)
@@ -252,6 +272,7 @@ class Net(Device):
 
     def close(self) -> None:
         if self.tap >= 0:
+            self.reader.close()
             os.close(self.tap)
             self.tap = -1
 
@@ -262,10 +283,10 @@ def setup_tun_net(
     "A network card with a tap of its own. Raises `LguestError`."
     wanted = parse_tunnet(text)
     tap, interface = open_tap()
+    end = f": {wanted.ip}" if wanted.bridge is None else f" attached to bridge: {wanted.bridge}"
     try:
         configure(interface, wanted)
+        return Net(tap, wanted.mac, interface + end)
     except LguestError:
         os.close(tap)
         raise
-    end = f": {wanted.ip}" if wanted.bridge is None else f" attached to bridge: {wanted.bridge}"
-    return Net(tap, wanted.mac, interface + end)

@@ -4,10 +4,12 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ from lguest_nb.vring import Virtqueue, ring_at
 MAC = bytes.fromhex("020000000001")
 HEADER = bytes(VNET_HEADER)
 PACKET = HEADER + bytes(range(60))
+OPEN = os.open
 SOCKET = socket.socket  # the real one, while another stands in for it
 
 
@@ -93,12 +96,14 @@ def failing(number: int) -> Callable[..., int]:
 
 @pytest.mark.parametrize("mac, features", [(None, "83 3b 00 11"), (MAC, "a3 3b 00 11")])
 def test_features_are_those_of_2009_byte_for_byte(mac: bytes | None, features: str) -> None:
-    assert Net(-1, mac).features.to_bytes(4, "little").hex(" ") == features
+    with closing(Net(os.open(os.devnull, os.O_RDWR), mac)) as card:
+        assert card.features.to_bytes(4, "little").hex(" ") == features
 
 
-def test_config_is_the_mac_and_a_status_of_zero() -> None:
-    assert Net(-1, MAC).config == MAC + b"\0\0"
-    assert Net(-1).config == bytes(8)
+@pytest.mark.parametrize("mac, config", [(None, bytes(8)), (MAC, MAC + b"\0\0")])
+def test_config_is_the_mac_and_a_status_of_zero(mac: bytes | None, config: bytes) -> None:
+    with closing(Net(os.open(os.devnull, os.O_RDWR), mac)) as card:
+        assert card.config == config
 
 
 def test_a_mac_of_another_length_is_refused() -> None:
@@ -186,6 +191,13 @@ def test_a_burst_of_sent_packets_is_given_back_with_one_interrupt(lab: Lab) -> N
 # Receiving
 
 
+def preadv2(fd: int, views: list[memoryview], offset: int, flags: int) -> int:
+    "What every Linux does with a tap, and Linux 6.4 and later with a socket too."
+    assert (offset, flags) == (-1, os.RWF_NOWAIT)
+    with socket.socket(fileno=os.dup(fd)) as tap:
+        return tap.recvmsg_into(views, 0, socket.MSG_DONTWAIT)[0]
+
+
 def test_a_packet_fills_the_buffers_in_order_and_its_length_counts_the_header(lab: Lab) -> None:
     lab.wire.send(PACKET)
     assert lab.receive(10, 20, 1500) == (len(PACKET), PACKET)
@@ -195,13 +207,16 @@ def test_a_packet_is_read_without_a_copy_and_one_byte_more_than_there_is(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    readv = os.readv
-    monkeypatch.setattr(os, "readv", lambda fd, views: calls.append(list(views)) or readv(fd, views))
-    lab.wire.send(PACKET)
-    lab.receive(10, 1514)
-    ((head, body, spare),) = calls
-    assert head.obj is body.obj is lab.memory.map
-    assert len(spare) == 1
+    readv = lab.card.reader.readv
+    monkeypatch.setattr(lab.card.reader, "readv", lambda views: calls.append(views) or readv(views))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, *how: calls.append(views) or preadv2(fd, views, *how))
+    for _ in range(2):
+        lab.wire.send(PACKET)
+        lab.receive(10, 1514)
+    for head, body, spare in calls:
+        assert head.obj is body.obj is lab.memory.map
+        assert len(spare) == 1
+    assert len(calls) == 2
     calls.clear()
     del head, body
 
@@ -236,9 +251,11 @@ def test_a_buffer_of_no_bytes_costs_a_packet_and_comes_back(lab: Lab) -> None:
 
 def test_a_buffer_too_short_for_the_header_is_given_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     "A tap says EINVAL then, and the packet is gone."
-    lab.wire.send(PACKET)
-    monkeypatch.setattr(os, "readv", failing(errno.EINVAL))
-    assert lab.receive(9) == (0, b"")
+    monkeypatch.setattr(lab.card.reader, "readv", failing(errno.EINVAL))
+    monkeypatch.setattr(os, "preadv", failing(errno.EINVAL))
+    for _ in range(2):
+        lab.wire.send(PACKET)
+        assert lab.receive(9) == (0, b"")
 
 
 def test_the_host_hears_of_what_a_lost_packet_left_behind(lab: Lab) -> None:
@@ -266,17 +283,25 @@ def test_a_burst_is_interrupted_for_when_the_tap_has_no_more(lab: Lab) -> None:
         assert interrupts == expected
 
 
-def test_in_a_burst_a_packet_costs_one_poll_and_one_read(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("knows", ["NOWAIT", "only poll"])
+def test_in_a_burst_a_packet_is_asked_for_without_waiting(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, knows: str
+) -> None:
     calls: list[str] = []
-    readv, poll = os.readv, select.poll
+    sleep, readv, poll = lab.card.reader.readv, os.readv, select.poll
+    monkeypatch.setattr(lab.card.reader, "readv", lambda *a: calls.append("sleep") or sleep(*a))
+    monkeypatch.setattr(os, "preadv", lambda *a: calls.append("preadv") or preadv2(*a))
     monkeypatch.setattr(os, "readv", lambda *a: calls.append("readv") or readv(*a))
     monkeypatch.setattr(select, "poll", lambda: calls.append("poll") or poll())
+    if knows == "only poll":
+        monkeypatch.setattr(os, "preadv", failing(errno.EOPNOTSUPP))
     for _ in range(3):
         lab.wire.send(PACKET)
         lab.rx.add(into=[1524])
     for _ in range(3):
         lab.card.net_input(lab.rx.vq)
-    assert calls == ["poll", "readv"] * 3
+    assert calls == ["sleep", *(["preadv"] if knows == "NOWAIT" else ["poll", "readv"]) * 2]
+    assert [used.data for used in lab.rx.used()] == [PACKET] * 3
 
 
 def test_an_interrupt_is_sent_when_the_guest_has_no_more_buffers(lab: Lab) -> None:
@@ -294,8 +319,9 @@ def test_an_interrupt_is_sent_when_the_guest_has_no_more_buffers(lab: Lab) -> No
 
 def test_without_a_buffer_the_packet_stays_in_the_tap(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     asleep, sleep, reads = threading.Event(), lab.rx.vq.wakeup.sleep, []
-    readv = os.readv
-    monkeypatch.setattr(os, "readv", lambda *a: reads.append(1) or readv(*a))
+    readv = lab.card.reader.readv
+    monkeypatch.setattr(lab.card.reader, "readv", lambda *a: reads.append(1) or readv(*a))
+    monkeypatch.setattr(os, "preadv", failing(errno.EAGAIN))
     monkeypatch.setattr(lab.rx.vq.wakeup, "sleep", lambda: (asleep.set(), sleep()))
     lab.wire.send(PACKET)
     thread = lab.serving(lab.rx)
@@ -310,8 +336,8 @@ def test_without_a_buffer_the_packet_stays_in_the_tap(lab: Lab, monkeypatch: pyt
 
 
 def test_a_stop_wakes_a_thread_which_waits_for_a_packet(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting, sleep_on = threading.Event(), lab.rx.vq.wakeup.sleep_on
-    monkeypatch.setattr(lab.rx.vq.wakeup, "sleep_on", lambda fd: (waiting.set(), sleep_on(fd)))
+    waiting, readv = threading.Event(), lab.card.reader.readv
+    monkeypatch.setattr(lab.card.reader, "readv", lambda views: waiting.set() or readv(views))
     lab.rx.add(into=[1524])
     thread = lab.serving(lab.rx)
     assert waiting.wait(10)
@@ -321,18 +347,32 @@ def test_a_stop_wakes_a_thread_which_waits_for_a_packet(lab: Lab, monkeypatch: p
     assert lab.rx.used() == []
 
 
-def test_a_non_blocking_tap_which_lied_is_waited_for_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    readv, lies = os.readv, [1, 1]
-
-    def sometimes(fd: int, views: list[Any]) -> int:
-        if lies:
-            lies.pop()
-            raise BlockingIOError(errno.EAGAIN, "not yet")
-        return readv(fd, views)
-
-    monkeypatch.setattr(os, "readv", sometimes)
-    lab.wire.send(PACKET)
+def test_a_tap_which_somebody_made_non_blocking_is_waited_for_all_the_same(lab: Lab) -> None:
+    polls: list[int] = []
+    wakeup, sleep_on = lab.rx.vq.wakeup, lab.rx.vq.wakeup.sleep_on
+    wakeup.sleep_on = lambda fd, events=0: polls.append(fd) or lab.wire.send(PACKET)  # type: ignore[assignment]
+    os.set_blocking(lab.card.tap, False)
     assert lab.receive(1524) == (len(PACKET), PACKET)
+    assert polls == [lab.card.tap]
+    wakeup.sleep_on = sleep_on  # type: ignore[method-assign]
+    lab.rx.add(into=[1524])
+    thread = lab.serving(lab.rx)
+    wakeup.stop()
+    thread.join()
+
+
+def test_a_knock_at_another_door_is_no_packet_and_no_end(lab: Lab) -> None:
+    readv, knocks = lab.card.reader.readv, [InterruptedError(), InterruptedError()]
+
+    def interrupted(views: list[memoryview]) -> int:
+        if knocks:
+            raise knocks.pop()
+        lab.wire.send(PACKET)
+        return readv(views)
+
+    lab.card.reader.readv = interrupted  # type: ignore[method-assign]
+    assert lab.receive(1524) == (len(PACKET), PACKET)
+    assert not knocks
 
 
 @pytest.mark.parametrize("how", ["deleted", "closed"])
@@ -341,8 +381,8 @@ def test_a_tap_which_is_gone_is_said_once_and_not_asked_again(
 ) -> None:
     reads: list[int] = []
     napping, sleep = threading.Event(), lab.rx.vq.wakeup.sleep
-    readv = failing(errno.EBADFD) if how == "deleted" else os.readv
-    monkeypatch.setattr(os, "readv", lambda *a: reads.append(1) or readv(*a))
+    readv = failing(errno.EBADFD) if how == "deleted" else lab.card.reader.readv
+    monkeypatch.setattr(lab.card.reader, "readv", lambda *a: reads.append(1) or readv(*a))
     monkeypatch.setattr(lab.rx.vq.wakeup, "sleep", lambda: (napping.set(), sleep()))
     lab.wire.close()
     lab.rx.add(into=[1524])
@@ -450,6 +490,8 @@ class Kernel:
             raise OSError(self.refuses[what], os.strerror(self.refuses[what]))
 
     def open(self, path: str, flags: int) -> int:
+        if path == os.devnull:
+            return OPEN(path, flags)
         self.answer("open", (path, flags))
         self.tap = os.eventfd(0)
         return self.tap
@@ -510,6 +552,7 @@ def test_a_routed_tap_is_asked_for_in_this_order(kernel: Kernel) -> None:
     address = ifreq("tap7", b"\2\0\0\0\xc0\xa8\x13\x01")
     assert kernel.asked == [*TAP_ASKED, ("SIOCSIFADDR", address), UP]
     assert (card.tap, card.config[:6], card.describe()) == (kernel.tap, MAC, "tun tap7: 192.168.19.1")
+    card.close()
 
 
 def test_a_bridged_tap_is_put_onto_the_bridge_and_has_no_address(kernel: Kernel) -> None:
@@ -523,6 +566,7 @@ def test_a_bridged_tap_is_put_onto_the_bridge_and_has_no_address(kernel: Kernel)
     ]
     assert card.describe() == "tun tap7 attached to bridge: br0"
     assert not card.features & net.F_MAC
+    card.close()
 
 
 def test_the_request_numbers_are_those_of_linux() -> None:
@@ -563,4 +607,14 @@ def test_each_refusal_is_a_sentence_and_leaves_no_tap(kernel: Kernel, what: str,
     with pytest.raises(LguestError, match=sentence):
         setup_tun_net("bridge:br0")
     assert kernel.asked[-1][0] == what
+    assert kernel.closed()
+
+
+def test_a_card_whose_thread_could_not_be_called_away_is_refused_and_its_tap_closed(kernel: Kernel) -> None:
+    signal.signal(signal.SIGURG, lambda *_: None)
+    try:
+        with pytest.raises(LguestError, match=r"handles SIGURG"):
+            setup_tun_net("192.168.19.1")
+    finally:
+        signal.signal(signal.SIGURG, signal.SIG_DFL)
     assert kernel.closed()

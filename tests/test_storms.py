@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeHost, connect
@@ -269,14 +270,17 @@ def test_a_thousand_resets_under_load(busy: Callable, tmp_path: Path) -> None:
 def wait_until_stuck(bench: Bench, queue: int) -> Callable[[], None]:
     "A function which returns when the thread of a queue sleeps on a descriptor, or naps after its end."
     wakeup, stuck = bench.device.queues[queue].wakeup, threading.Semaphore(0)
-    for name in ("sleep_on", "sleep"):
-        sleep = getattr(wakeup, name)
+    places = [(wakeup, "sleep_on"), (wakeup, "sleep")]
+    if isinstance(bench.device, Net):
+        places.append((bench.device.reader, "readv"))
+    for place, name in places:
+        sleep = getattr(place, name)
 
-        def announced(*arguments: int, sleep: Callable[..., None] = sleep) -> None:
+        def announced(*arguments: Any, sleep: Callable[..., Any] = sleep) -> Any:
             stuck.release()
-            sleep(*arguments)
+            return sleep(*arguments)
 
-        setattr(wakeup, name, announced)
+        setattr(place, name, announced)
 
     def wait() -> None:
         assert stuck.acquire(timeout=PATIENCE)

@@ -94,6 +94,8 @@ def make_fence() -> Callable[[], None]:
 class AnyThread(Attention):
     "The verbs which any thread may use. See `lguest_nb.host.Host` for what each promises."
 
+    fence_everywhere: Callable[[], None]  # on every processor which runs one of our threads
+
     def interrupt(self, irq: int) -> None:
         "LHREQ_IRQ: make an interrupt pending. Any thread."
         if not 0 <= irq < IRQS:
@@ -102,6 +104,13 @@ class AnyThread(Attention):
             if self.machine is not None:
                 self.machine.interrupts.pending |= 1 << irq
                 self.want()
+
+    def fence(self) -> None:
+        "A full barrier between what we stored and what the Guest stores. Any thread."
+        with self.lock:
+            inside = self.inside
+        if inside:
+            self.fence_everywhere()
 
     def deliver(self, interrupts: Interrupts) -> bool:
         "Deliver an interrupt, if that can be; true if that changed the processor."
@@ -162,7 +171,7 @@ class Verbs(Accounts):
     ) -> None:
         super().__init__()
         self._timed = timed
-        self.fence = make_fence()
+        self.fence_everywhere = make_fence()
         self._timer: Timer | None = None
         self.bus: Bus | None = None
 

@@ -145,8 +145,7 @@ class Session:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def _continued(self, number: int, frame: FrameType | None) -> None:
-        if self.terminal.in_foreground():
-            self.terminal.raw()
+        self.terminal.raw()
 
     def finish(
         self,

@@ -6,24 +6,42 @@
 __all__ = ['Terminal']
 
 # %% ../nbs/44_terminal.ipynb #587e915d
+import contextlib
+import marshal
 import os
 import signal
+import socket
 import termios
 from typing import Any
 
 # %% ../nbs/44_terminal.ipynb #9b732d06
 _GUARD_BLOCKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU)
+_WORD = 4096  # bytes, of which a message to the guard needs a few hundred
 
 
-def _guard(fd: int, pipe: int, settings: list[Any]) -> None:
-    "The child: wait for the parent's last word or its death. Never returns."
+def _close_all_but(*kept: int) -> None:
+    "Close every other descriptor of this process."
+    first = 0
+    for fd in sorted((*kept, os.sysconf("SC_OPEN_MAX"))):
+        if first < fd:  # os.closerange(0, 0) closes everything
+            os.closerange(first, fd)
+        first = fd + 1
+
+
+def _guard(fd: int, words: int) -> None:
+    "The child: when the parent is gone, put those settings back which it named last. Never returns."
+    settings: list[Any] | None = None
     try:
-        if os.read(pipe, 1) == b"":
+        _close_all_but(fd, words)
+        os.write(words, b"!")
+        while word := os.read(words, _WORD):
+            settings = marshal.loads(word)
+        if settings is not None:
             termios.tcsetattr(fd, termios.TCSANOW, settings)
     finally:
         os._exit(0)
 
-
+# %% ../nbs/44_terminal.ipynb #3ceac26b
 class Terminal:
     "A terminal in raw mode, with a guard process; does nothing if the descriptor is no terminal."
 
@@ -32,28 +50,42 @@ class Terminal:
         fd: int = 0,
     ) -> None:
         self.fd = fd
-        self.saved: list[Any] | None = None
-        self._last_word = self._guard_pid = -1
+        self.saved: list[Any] | None = None  # to be put back; None if the terminal is not raw
+        self._to_guard = self._guard_pid = -1
 
     def take(self) -> None:
-        "Make the terminal raw and start the guard. Before there are any threads."
-        try:
-            self.saved = termios.tcgetattr(self.fd)
-        except termios.error:
+        "Start the guard, and make the terminal raw. Before there are any threads."
+        if not os.isatty(self.fd):
             return
-        pipe, self._last_word = os.pipe2(os.O_CLOEXEC)
+        ours, guards = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _GUARD_BLOCKS)
         self._guard_pid = os.fork()
         if self._guard_pid == 0:
-            os.close(self._last_word)
-            _guard(self.fd, pipe, self.saved)
+            _guard(self.fd, guards)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(pipe)
+        os.close(guards)
+        self._to_guard = ours
+        os.read(ours, 1)  # it's there, and has let go of what is ours
         self.raw()
 
+    def in_background(self) -> bool:
+        "Has a shell given this terminal, which started us, to somebody else at the moment?"
+        try:
+            return os.tcgetpgrp(self.fd) != os.getpgrp()
+        except OSError:  # not the one we were started from: nobody shares it out
+            return False
+
     def raw(self) -> None:
-        "Clear ISIG, ICANON and ECHO: every key is a byte for the Guest."
-        if self.saved is not None:
+        "Clear ISIG, ICANON and ECHO: every key is a byte for the Guest. Not in the background."
+        if self._guard_pid < 0:
+            return
+        if self.in_background():
+            self._remember(None)
+            return
+        with contextlib.suppress(termios.error):
+            if self.saved is None:
+                self._remember(termios.tcgetattr(self.fd))
+            assert self.saved is not None
             settings = list(self.saved)
             settings[3] &= ~(termios.ISIG | termios.ICANON | termios.ECHO)
             termios.tcsetattr(self.fd, termios.TCSANOW, settings)
@@ -61,21 +93,20 @@ class Terminal:
     def cooked(self) -> None:
         "Put the settings back as they were; the guard stays."
         if self.saved is not None:
-            termios.tcsetattr(self.fd, termios.TCSANOW, self.saved)
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(self.fd, termios.TCSANOW, self.saved)
+            self._remember(None)
 
-    def in_foreground(self) -> bool:
-        "Is the terminal ours to change at the moment, or are we in the background?"
-        try:
-            return os.tcgetpgrp(self.fd) == os.getpgrp()
-        except OSError:
-            return False
+    def _remember(self, settings: list[Any] | None) -> None:
+        "What is to be put back from now on; the guard is told before anything changes."
+        self.saved = settings
+        with contextlib.suppress(OSError):  # somebody has killed the guard: then we are on our own
+            os.write(self._to_guard, marshal.dumps(settings))
 
     def give_back(self) -> None:
         "Put the settings back and dismiss the guard. Again: does nothing the second time."
         self.cooked()
-        self.saved = None
         if self._guard_pid > 0:
-            os.write(self._last_word, b".")
-            os.close(self._last_word)
+            os.close(self._to_guard)
             os.waitpid(self._guard_pid, 0)
             self._guard_pid = -1

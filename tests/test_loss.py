@@ -95,6 +95,15 @@ def test_acknowledged_writes_survive_sigkill(batch: int, disk: Path) -> None:
             newest[place] = int(found[:7])
 
 
+def test_the_lock_of_a_launcher_killed_at_a_terminal_ends_with_it(disk: Path) -> None:
+    "Its terminal's guard lives a moment longer, and has let go of it."
+    for _ in range(5):
+        with guest(str(disk)) as session:
+            session.process.kill()
+            session.process.wait()
+            Block(disk).close()
+
+
 # Files which do not play along, under a real Guest
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from support import PATIENCE
@@ -103,14 +105,97 @@ def test_what_is_no_terminal_is_left_alone() -> None:
     terminal.cooked()
     assert terminal.saved is None
     assert guards() == []
-    assert not terminal.in_foreground()
+    assert not terminal.in_background()
     terminal.give_back()
     os.close(reads)
     os.close(writes)
 
 
-def test_a_terminal_which_is_not_ours_is_not_in_our_foreground(terminal: Terminal) -> None:
-    assert not terminal.in_foreground()
+def test_of_a_terminal_which_no_shell_shares_out_we_are_not_in_the_background(terminal: Terminal) -> None:
+    assert not terminal.in_background()
+
+
+def test_what_was_changed_while_it_was_lent_back_is_put_back_later(terminal: Terminal, tty: int) -> None:
+    "As by `stty` between ^Z and fg."
+    terminal.take()
+    terminal.cooked()
+    changed = termios.tcgetattr(tty)
+    changed[LFLAG] &= ~termios.ECHO
+    termios.tcsetattr(tty, termios.TCSANOW, changed)
+    terminal.raw()
+    terminal.raw()  # continued though nobody had stopped us
+    assert termios.tcgetattr(tty) != changed
+    terminal.give_back()
+    assert termios.tcgetattr(tty) == changed
+
+
+def test_a_terminal_whose_window_was_closed_raises_nothing() -> None:
+    ours, theirs = pty.openpty()
+    terminal = Terminal(theirs)
+    terminal.take()
+    os.close(ours)
+    with pytest.raises(termios.error):
+        termios.tcgetattr(theirs)
+    terminal.cooked()
+    terminal.raw()
+    terminal.give_back()
+    os.close(theirs)
+
+
+def test_a_guard_which_somebody_killed_is_done_without(terminal: Terminal, tty: int) -> None:
+    before = termios.tcgetattr(tty)
+    terminal.take()
+    (guard,) = guards()
+    os.kill(guard, signal.SIGKILL)
+    terminal.cooked()
+    terminal.raw()
+    terminal.give_back()
+    assert termios.tcgetattr(tty) == before
+
+
+def test_the_guard_holds_nothing_open_but_the_terminal_and_its_line_to_us(terminal: Terminal, tty: int) -> None:
+    "Not a disk and its lock, and no pipe whose reader waits for an end."
+    terminal.take()
+    (guard,) = guards()
+    held = [os.readlink(fd) for fd in Path(f"/proc/{guard}/fd").iterdir()]
+    assert sorted(link.split(":")[0] for link in held) == sorted([os.ttyname(tty), "socket"])
+
+
+BEHIND = """
+import os, signal, termios
+from lguest_nb.terminal import Terminal
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+before = termios.tcgetattr(0)
+os.setpgid(0, 0)  # as a shell does for `&`, without the terminal
+terminal = Terminal(0)
+terminal.take()
+assert terminal.in_background()
+assert termios.tcgetattr(0) == before, "taken in the background"
+terminal.give_back()
+terminal.take()
+os.tcsetpgrp(0, os.getpgrp())  # fg
+terminal.raw()
+assert termios.tcgetattr(0) != before, "not taken in the foreground"
+os.tcsetpgrp(0, os.getsid(0))
+mine = termios.tcgetattr(0)
+terminal.raw()  # continued by bg
+terminal.give_back()
+assert termios.tcgetattr(0) == mine, "changed from the background"
+"""
+
+
+def test_in_the_background_it_is_somebody_elses() -> None:
+    "A shell's, which has given it to itself; so a leader of the session, and we are its child."
+    shell, terminal = pty.fork()
+    if shell == 0:
+        done = subprocess.run([sys.executable, "-c", BEHIND], stderr=subprocess.STDOUT)
+        os._exit(done.returncode)
+    said = b""
+    with suppress(OSError):  # the end of a pseudo-terminal
+        while more := os.read(terminal, 999):
+            said += more
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(shell, 0)[1]) == 0, said.decode()
 
 
 TAKES = """
@@ -133,8 +218,7 @@ def test_the_guard_gives_it_back_when_we_cannot(tty: int, end: str) -> None:
     with Victim(tty, end) as child:
         assert child.said() == b"!"
         assert termios.tcgetattr(tty) != before
-        os.close(child.go)
-        assert child.said() == b""  # the guard held it too: it has gone
+        child.end()
     assert termios.tcgetattr(tty) == before
 
 
@@ -146,8 +230,7 @@ def test_the_guard_is_not_ended_by_what_ends_us(tty: int, number: str) -> None:
         assert child.said() == b"!"
         (guard,) = children_of(child.pid)
         os.kill(guard, getattr(signal, number))
-        os.close(child.go)
-        assert child.said() == b"", "the guard has not come to its end"
+        child.end()
     assert termios.tcgetattr(tty) == before
 
 
@@ -161,7 +244,15 @@ class Victim(subprocess.Popen[bytes]):
         os.close(waits)
 
     def said(self) -> bytes:
-        "The next thing it said, or nothing at its guard's end."
+        "The next thing it said."
         assert self.stdout is not None
         assert select.select([self.stdout], [], [], PATIENCE)[0]
         return os.read(self.stdout.fileno(), 9)
+
+    def end(self) -> None:
+        "Let it come to its end, and its guard."
+        (guard,) = children_of(self.pid)
+        its_end = os.pidfd_open(guard)
+        os.close(self.go)
+        assert select.select([its_end], [], [], PATIENCE)[0], "the guard has not come to its end"
+        os.close(its_end)

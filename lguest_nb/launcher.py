@@ -10,6 +10,7 @@ import logging
 import platform
 import threading
 import traceback
+from contextlib import ExitStack
 
 from .bus.lguest import LguestBus
 from .console import write_all
@@ -155,13 +156,17 @@ class Launcher:
 
     def close(self) -> None:
         "Stop all devices, end the Host, give the memory back. After `run` has returned."
-        self.bus.close()
+        with ExitStack() as last:  # in the opposite order; all of it, even if one of them raises
+            last.callback(self.memory.close)
+            last.callback(_forget_locals, self.failure)
+            last.callback(self._early.close)
+            last.callback(self.host.close)
+            last.callback(self._mark_closed)
+            last.callback(self.bus.close)
+
+    def _mark_closed(self) -> None:
         with self._lock:  # whoever is about to stop us has done so, or will find us closed
             self._closed = True
-        self.host.close()
-        self._early.close()
-        _forget_locals(self.failure)
-        self.memory.close()
 
     def __enter__(self) -> "Launcher":
         return self

@@ -1,5 +1,6 @@
 """The command line of 2009: what it understands, how it ends, and what it leaves behind."""
 
+import errno
 import logging
 import os
 import pty
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +117,11 @@ class TestParse:
             assert f"--{option.rstrip('=')}" in shown
 
 
+def failing_start(*_: object) -> None:
+    "What CPython does when Linux gives it no thread."
+    raise RuntimeError("can't start new thread")
+
+
 class TestSentences:
     def test_what_could_move_the_cursor_is_escaped(self, capsys) -> None:
         complain("CRASH: \x1b[2J\x07\n\udcff ☺")
@@ -123,6 +130,20 @@ class TestSentences:
     def test_our_own_errors_are_sentences_and_others_are_defects_of_ours(self) -> None:
         assert explain(LguestError("No room.")) == "No room."
         assert "ZeroDivisionError: by zero. It is a defect" in explain(ZeroDivisionError("by zero"))
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+    def test_what_the_machine_has_no_more_of_is_no_defect(self, number: int) -> None:
+        what = os.strerror(number)
+        said = f"This machine gives us no more: {what}. `ulimit -a` shows what one process may have."
+        assert explain(OSError(number, what)) == said
+        assert "It is a defect in lguest-nb." in explain(OSError(errno.EBADF, "Bad file descriptor"))
+
+    def test_a_thread_which_cannot_be_had_is_no_defect(self) -> None:
+        with pytest.MonkeyPatch.context() as none_left:
+            none_left.setattr(threading, "_start_new_thread", failing_start)
+            with pytest.raises(RuntimeError) as raised:
+                threading.Thread(target=print).start()
+        assert explain(raised.value).startswith("This machine gives us no more: can't start new thread.")
 
     def test_verbose_goes_to_stdout_and_warnings_to_stderr(self, capfd) -> None:
         say = cli._Say()
@@ -333,6 +354,20 @@ class TestCommand:
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"lguest-nb: {said}")
         assert done.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("descriptors", range(5, 24, 3))
+    def test_too_few_descriptors_are_one_sentence_and_status_1(self, descriptors: int) -> None:
+        guest = str(Path(lguest_nb.__file__).parent / "data" / "tiny-guest.elf")
+        line = shlex.join([*COMMAND, "--rng", "16", guest, 'run="poweroff"'])
+        done = subprocess.run(
+            ["sh", "-c", f"ulimit -n {descriptors}; exec {line}"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        if done.returncode:
+            assert done.returncode == 1
+            last = done.stderr.splitlines()[-1]
+            assert last.startswith("lguest-nb: ") and "oo many" in last and "defect" not in last
+            assert "Traceback" not in done.stderr
 
     def test_a_power_off_is_status_0_and_prints_only_what_the_guest_printed(self, kernel: str) -> None:
         done = run("2", kernel, command=SCRIPTED, SCENE="power-off")

@@ -401,6 +401,15 @@ class TestDeath:
         assert host.eventfds == {}
         assert launcher.memory.fd == -1
 
+    def test_a_device_which_cannot_be_closed_keeps_nothing_else_open(self) -> None:
+        raiser = Raiser(lambda vq: vq.wait())
+        raiser.close = lambda: 1 // 0  # type: ignore[method-assign, return-value]
+        host = ScriptedHost(status(7))
+        with pytest.raises(ZeroDivisionError), Launcher(2, host) as launcher:
+            launcher.add(raiser)
+            launcher.run()
+        assert (host.closed, launcher.memory.fd) == (1, -1)
+
     def test_this_process_and_its_terminal_are_left_alone(self, monkeypatch) -> None:
         for name in ("kill", "killpg", "_exit", "abort"):
             monkeypatch.setattr(os, name, lambda *_, name=name: pytest.fail(f"os.{name} was called"))

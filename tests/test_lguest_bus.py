@@ -13,7 +13,7 @@ from support import PATIENCE, ask_c, close, lguest_threads
 
 from lguest_nb.block import Block
 from lguest_nb.bus import lguest as lguest_bus
-from lguest_nb.bus.lguest import DESCRIPTOR, LGUEST_IRQS, RING_PAGES, VQCONFIG, LguestBus
+from lguest_nb.bus.lguest import DESCRIPTOR, EARLY_PIECE, LGUEST_IRQS, RING_PAGES, VQCONFIG, LguestBus
 from lguest_nb.console import Console
 from lguest_nb.device import (
     F_NOTIFY_ON_EMPTY,
@@ -233,6 +233,12 @@ class TestRoom:
         with pytest.raises(LguestError, match="config"):
             computer.add(config=bytes(256))
 
+    @pytest.mark.parametrize("features", [-1, 1 << 2040, 1 << 9999], ids=["negative", "one too many", "huge"])
+    def test_features_are_bits_in_255_bytes(self, computer: Computer, features: int) -> None:
+        computer.add(features=1 << 2039)
+        with pytest.raises(LguestError, match="The features of toy are .{,40}, not bits in 255 bytes or less"):
+            computer.add(features=features)
+
     def test_a_device_which_does_not_fit_takes_nothing(self, computer: Computer) -> None:
         computer.memory.take_pages(252)
         limit, before = computer.memory.limit, computer.memory.read(PAGE, 4096)
@@ -242,6 +248,24 @@ class TestRoom:
         assert toy.queues == []
         assert (computer.memory.limit, computer.bus.next_irq) == (limit, 1)
         assert computer.memory.read(PAGE, 4096) == before
+
+    def test_closing_closes_every_device_though_one_of_them_raises(self) -> None:
+        class Stubborn(Toy):
+            def close(self) -> None:
+                super().close()
+                raise ValueError("I won't")
+
+        computer = Computer()
+        devices = [Stubborn("first"), Toy("second"), Stubborn("third")]
+        for i, device in enumerate(devices):
+            computer.bus.add(device)
+            computer.status(7, device=i)
+        with pytest.raises(ValueError, match="I won't"):
+            computer.bus.close()
+        assert [device.closed for device in devices] == [1, 1, 1]
+        assert lguest_threads() == []
+        computer.bus.close()
+        close(computer.memory)
 
 
 class TestStatus:
@@ -321,6 +345,24 @@ class TestStatus:
         assert not device.running
         assert caplog.messages == ["Device toy configuration FAILED"]
 
+    def test_a_driver_which_fails_for_ever_is_warned_of_once(self, computer: Computer, caplog) -> None:
+        computer.add()
+        for _ in range(100):
+            computer.status(STATUS_FAILED)
+        assert caplog.messages == ["Device toy configuration FAILED"]
+
+    def test_rubbish_in_the_status_starts_resets_or_fails_and_nothing_else(self, computer: Computer) -> None:
+        "Each byte, in an order which has every kind after every other: the device runs if DRIVER_OK says so."
+        device = computer.add(features=0xFF, queues=2)
+        for step in (1, 37, 89):
+            for i in range(256):
+                value = i * step & 0xFF
+                before = device.running
+                computer.status(value)
+                failed, ok = value & STATUS_FAILED, value & STATUS_DRIVER_OK
+                assert device.running == bool(value and not failed and (ok or before))
+        assert computer.failures == []
+
     def test_failed_leaves_alone_what_does_not_run(self, computer: Computer, caplog) -> None:
         computer.add()
         computer.memory.u8[computer.ring()] = 0xEE
@@ -399,6 +441,18 @@ class TestNotify:
         computer.memory.write(computer.memory.limit - 3, b"end")
         computer.bus.notify(computer.memory.limit - 3)
         assert computer.said == [b"end"]
+
+    def test_a_string_as_long_as_memory_is_copied_in_pieces(self, computer: Computer) -> None:
+        "All of it is printed, and it costs us no second memory of the Guest's size."
+        computer.memory.write(0, b"A" * computer.memory.limit)
+        computer.bus.notify(1)
+        assert sum(map(len, computer.said)) == computer.memory.limit - 1
+        assert max(map(len, computer.said)) == EARLY_PIECE == 1 << 16
+
+    def test_a_string_of_whole_pieces_ends_at_its_nul(self, computer: Computer) -> None:
+        computer.memory.write(0x5000, b"A" * 2 * EARLY_PIECE + b"\0not this")
+        computer.bus.notify(0x5000)
+        assert b"".join(computer.said) == b"A" * 2 * EARLY_PIECE
 
     @pytest.mark.parametrize("beyond", [0, 1, 0xFFFFFFFF - PAGE - 4096])
     def test_an_address_beyond_memory_is_the_guests_fault(self, computer: Computer, beyond: int) -> None:

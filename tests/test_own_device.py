@@ -14,7 +14,7 @@ pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
 from lguest_nb.bus.lguest import LguestBus
 from lguest_nb.cli import make_device, parse
 from lguest_nb.device import Device
-from lguest_nb.guest import boot, path, poke_available, poke_descriptors, poke_line
+from lguest_nb.guest import boot, command_line, path, poke_available, poke_descriptors, poke_line
 from lguest_nb.memory import GuestMemory, LguestError
 from lguest_nb.plugin import PluginError, load_device
 from lguest_nb.vring import DESC_NEXT, DESC_WRITE, ring_at
@@ -77,6 +77,49 @@ class Picky(Device):
         if int(sides) < 2:
             raise LguestError(f"A die has 2 sides at least, not {sides}.")
         super().__init__("picky", 7)
+
+
+class Called(Device):
+    def __init__(self):
+        super().__init__("called", 7)
+        self.services = [self.serve()]
+
+    def serve(self):
+        pass
+
+    services = None
+
+
+class Wordy(Device):
+    services = ()
+
+    def __init__(self):
+        super().__init__("wordy", 7, config="words")
+
+
+class Quitter(Device):
+    def __init__(self):
+        raise SystemExit("I'd rather not")
+
+
+class Silent(Device):
+    services = ()
+
+    def __init__(self):
+        super().__init__("silent", 7)
+
+    def describe(self):
+        raise ValueError("no words")
+
+
+class Clinging(Device):
+    services = ()
+
+    def __init__(self):
+        super().__init__("clinging", 7)
+
+    def close(self):
+        raise ValueError("no")
 
 
 class NoDevice:
@@ -210,6 +253,9 @@ def test_an_argument_is_everything_behind_the_first_equals_sign(importable: Path
         ("mistakes:function", "has something else by the name of 'function'"),
         ("mistakes:Forgetful", r"is not a complete device: its constructor does not call super\(\).__init__"),
         ("mistakes:Idle", "could not be made: NotImplementedError: The device idle has no service functions."),
+        ("mistakes:Called", "is not a complete device: None in its services is no function."),
+        ("mistakes:Wordy", "is not a complete device: its config is 'words', not bytes."),
+        ("mistakes:Quitter", "mistakes:Quitter could not be made: SystemExit: I'd rather not."),
         ("mistakes:Idle=busy", "mistakes:Idle could not be made: TypeError: .*takes 1 positional argument"),
         ("mistakes:Picky", "could not be made: TypeError: .*missing 1 required positional argument: 'sides'."),
         ("mistakes:Picky=six", "could not be made: ValueError: invalid literal for int"),
@@ -257,6 +303,37 @@ def test_what_the_device_did_wrong_is_raised_where_the_guest_was_run(importable:
     with pytest.raises(ValueError, match="the mirror is broken") as raised:
         boot(*request(b"light"), "sleep 60000", devices=[load_device("toys.mirror:Mirror")])
     assert raised.value.__notes__ == ["in the thread of mirror:0"]
+
+
+def of(text: str, module: str) -> str:
+    return f"lguest-nb: This should not have happened{text}. It is a defect in the module '{module}'.\n"
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_command_blames_the_module_of_the_device_which_was_wrong(outside: Path, verbose: bool) -> None:
+    "And not us, who only called it. Who wants to mend it asks for the traceback."
+    words = ["--device=toys.mirror:Mirror", "16", str(path()), command_line(*request(b"light"), "sleep 60000")]
+    done = run(*["--verbose"] * verbose, *words, cwd=outside)
+    assert done.returncode == 1
+    sentence = of(" in the thread of mirror:0: ValueError: the mirror is broken", "toys.mirror")
+    assert done.stderr.endswith(sentence)
+    assert ("Traceback" in done.stderr) == ('raise ValueError("the mirror is broken")' in done.stderr) == verbose
+
+
+@pytest.mark.parametrize(("name", "said"), [("Silent", "no words"), ("Clinging", "no")])
+def test_the_command_blames_it_for_what_it_does_on_the_main_thread_too(outside: Path, name: str, said: str) -> None:
+    done = run(f"--device=mistakes:{name}", "16", str(path()), command_line("poweroff"), cwd=outside)
+    assert done.returncode == 1
+    assert done.stderr.endswith(of(f": ValueError: {said}", "mistakes"))
+
+
+def test_a_directory_which_was_removed_is_no_place_to_look_for_a_device(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f'rmdir {gone}; exec "$@"'
+    line = ["sh", "-c", command, "sh", *COMMAND, "--device=nowhere:Mirror", "16", str(path())]
+    done = subprocess.run(line, cwd=gone, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stderr[:40]) == (1, "lguest-nb: There is no module 'nowhere':")
 
 
 def test_a_careless_device_cannot_write_outside_a_buffer(importable: Path) -> None:

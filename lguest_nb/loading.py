@@ -13,7 +13,8 @@ import io
 import logging
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -57,14 +58,25 @@ def what_is(
     return next((name for at, magic, name in _MAGIC if head[at : at + len(magic)] == magic), "no kernel I know")
 
 
-def open_file(path: str, what: str) -> BinaryIO:
-    "`path` opened for reading. Raises `LoadError`."
+def _without_waiting(path: str, flags: int) -> int:
+    "How to open what may be a pipe."
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+@contextmanager
+def open_file(path: str, what: str) -> Iterator[BinaryIO]:
+    "`path` opened for reading. Raises `LoadError`, for whatever Linux refuses inside the `with` as well."
+    doing = "open"
     try:
         if os.path.isdir(path):
             raise LoadError(f"{what} {path} is a directory.")
-        return open(path, "rb", buffering=0)
+        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            if not file.seekable():
+                raise LoadError(f"{what} {path} is a pipe or a terminal; write it into a file first.")
+            doing = "read"
+            yield file
     except OSError as e:
-        raise LoadError(f"Failed to open {what} {path}: {e.strerror}.") from e
+        raise LoadError(f"Failed to {doing} {what} {path}: {e.strerror}.") from e
 
 
 def read_into(

@@ -1,5 +1,6 @@
 """Kernel, initrd and boot parameters, where Linux and an independent reference say they belong."""
 
+import errno
 import logging
 import os
 import struct
@@ -47,6 +48,18 @@ def file(tmp_path: Path):
         return str(path)
 
     return make
+
+
+def load(memory: GuestMemory, path: str, what: str) -> None:
+    "A kernel or an initrd."
+    if what == "kernel":
+        load_kernel(memory, path)
+    else:
+        load_initrd(memory, path, Loaded(MB, MB + 1))
+
+
+def refuse(*_: object) -> int:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 class TestElf:
@@ -233,6 +246,62 @@ class TestWrongFiles:
     def test_a_directory(self, memory, tmp_path: Path) -> None:
         with pytest.raises(LoadError, match="is a directory"):
             load_kernel(memory, str(tmp_path))
+
+    @pytest.mark.parametrize("what", ["kernel", "initrd"])
+    def test_a_pipe_is_refused_and_not_waited_for(self, memory, tmp_path: Path, what: str) -> None:
+        os.mkfifo(tmp_path / "named")
+        reads, writes = os.pipe()  # as the shell gives us for <(zcat vmlinux.gz)
+        for path in (str(tmp_path / "named"), f"/dev/fd/{reads}"):
+            with pytest.raises(LoadError, match=f"{what} {path} is a pipe or a terminal; write it into a file first"):
+                load(memory, path, what)
+        os.close(reads)
+        os.close(writes)
+
+    @pytest.mark.parametrize("what", ["kernel", "initrd"])
+    def test_what_cannot_be_read_is_a_sentence(self, memory, what: str) -> None:
+        with pytest.raises(LoadError, match=f"Failed to read {what} /proc/self/mem: (Input/output error|Invalid arg)"):
+            load(memory, "/proc/self/mem", what)
+
+    @pytest.mark.parametrize("what", ["kernel", "initrd", "bzImage"])
+    def test_a_read_error_in_the_middle_is_a_sentence(self, memory, file, monkeypatch, what: str) -> None:
+        path = file(forge_bzimage(bytes(5000)) if what == "bzImage" else forge_elf(Piece(data=bytes(5000))))
+        monkeypatch.setattr(os, "readv", refuse)
+        kind = "initrd" if what == "initrd" else "kernel"
+        with pytest.raises(LoadError, match=f"Failed to read {kind} {path}: Input/output error"):
+            load(memory, path, kind)
+
+    @pytest.mark.parametrize("what", ["kernel", "initrd", "bzImage"])
+    def test_a_file_which_shrinks_while_it_is_read_is_a_sentence(self, memory, file, monkeypatch, what: str) -> None:
+        path = file(forge_bzimage(bytes(5000)) if what == "bzImage" else forge_elf(Piece(data=bytes(5000))))
+        readv = os.readv
+
+        def shrinking(fd: int, views: list[memoryview]) -> int:
+            count = readv(fd, [views[0][:100]])
+            os.truncate(path, 0)
+            return count
+
+        monkeypatch.setattr(os, "readv", shrinking)
+        with pytest.raises(LoadError, match="gave 100: the file is cut short"):
+            load(memory, path, "initrd" if what == "initrd" else "kernel")
+
+    @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+    def test_what_is_longer_or_shorter_than_it_says_is_no_kernel_and_no_initrd(self, memory, path: str) -> None:
+        with pytest.raises(LoadError, match=f"{path} is (no kernel I know|an empty file)"):
+            load_kernel(memory, path)
+        with pytest.raises(LoadError, match=f"The initrd {path} is empty"):
+            load_initrd(memory, path, Loaded(MB, 2 * MB))
+
+    def test_a_file_which_nobody_could_hold_is_not_read(self, memory, file, monkeypatch) -> None:
+        "A sparse terabyte, which its owner made in no time."
+        monkeypatch.setattr(os, "readv", lambda *_: pytest.fail("it was read"))
+        for kind, data in (("bzImage", forge_bzimage()), ("initrd", b"")):
+            path = file(data, kind)
+            os.truncate(path, 1 << 40)
+            with pytest.raises(LoadError, match="memory ends at 0x400000|does not fit into 4 MB"):
+                load(memory, path, "initrd" if kind == "initrd" else "kernel")
+        segments = [Piece(0x100000, memsz=0xFFFFFFFF), Piece(0x200000)]
+        with pytest.raises(LoadError, match="ends at 0x1000fffff|lies over"):
+            load_kernel(memory, file(forge_elf(*segments)))
 
     @pytest.mark.parametrize(
         ("head", "name"),

@@ -3,13 +3,17 @@
 import gc
 import os
 import threading
+from itertools import pairwise
 
 import pytest
 import softguest as g
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lguest_nb.host import BootState, Ending, HostError
-from lguest_nb.hosts.soft import unicorn
+from lguest_nb.hosts.soft import engine, unicorn
 from lguest_nb.hosts.soft.host import SoftHost
+from lguest_nb.hosts.soft.machine import page_runs
 
 H = g.HANDLERS
 
@@ -94,6 +98,11 @@ def test_boot_parameters_which_do_not_fit_are_a_sentence() -> None:
         with pytest.raises(HostError, match="boot parameters"):
             guest.start()
         guest.close()
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
 
 
 # Code that arrives by DMA
@@ -200,6 +209,45 @@ def test_pages_which_never_held_code_cost_nothing() -> None:
     assert kicked == [False]
 
 
+@given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 5000)), max_size=6))
+def test_the_pages_of_a_request_are_each_counted_once(ranges: list[tuple[int, int]]) -> None:
+    runs = page_runs(ranges)
+    touched = {byte // 4096 for address, length in ranges for byte in range(address, address + length)}
+    assert [page for run in runs for page in run] == sorted(touched)
+    assert all(a.stop < b.start for a, b in pairwise(runs))
+
+
+def test_a_request_for_all_of_memory_256_times_over_is_looked_through_once() -> None:
+    "It took seconds for a Guest of 4 GB, in which nothing could be stopped."
+    assert page_runs([(0, 4 << 30)] * 256) == [range(1 << 20)]
+    guest = two_programs(g.hcall(g.NOTIFY, 0x5000))
+
+    def notified(_: int) -> None:
+        guest.put(PROGRAM, TWO)
+        guest.host.wrote([(0, g.SIZE)] * 256)
+
+    guest.on_notify = notified
+    assert results(guest) == (1, 2)
+
+
+def test_a_guest_which_rewrites_its_code_for_ever_has_no_more_than_a_buffer_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    "Each version is translated. A thousand versions of a long program, and room for some of them."
+    assert engine.TRANSLATIONS == 64 << 20
+    monkeypatch.setattr(engine, "TRANSLATIONS", 8 << 20)
+    loop = g.inc(PROGRAM + 1) + b"\xe8" + g.u32(PROGRAM - (g.CODE + len(g.START) + 11))  # the call's next instruction
+    again = b"\x3d" + g.u32(1000) + b"\x75" + bytes([(-len(loop) - 7) & 0xFF])  # cmpl $4000, %eax; jne loop
+    guest = g.Guest(loop + again + g.POWER_OFF)
+    guest.put(PROGRAM, g.mov(g.EAX, 0) + g.inc(g.SCRATCH) * 400 + b"\xc3")
+    guest.start()
+    before = resident()
+    assert guest.host.run().how == "power-off"
+    assert int.from_bytes(guest.memory.read(PROGRAM + 1, 4), "little") == 1000
+    assert resident() - before < 24 << 20
+    guest.close()
+
+
 def test_code_changed_through_another_mapping_is_noticed() -> None:
     # The Guest itself writes the second program, at 3 GB above the address where it runs.
     stores = b"".join(g.store(0xC0000000 + PROGRAM + i, int.from_bytes(TWO[i : i + 4], "little")) for i in (0, 4))
@@ -228,10 +276,6 @@ def test_two_hundred_hosts_leave_nothing_behind() -> None:
     def belongings() -> tuple[int, int, int]:
         with open("/proc/self/maps") as maps:
             return len(os.listdir("/proc/self/fd")), threading.active_count(), sum(1 for _ in maps)
-
-    def resident() -> int:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * 4096
 
     for i in range(200):
         guest.host = SoftHost()

@@ -15,7 +15,7 @@ from ...host import BootState, Bus, Ending, HostError
 from . import unicorn as u
 from .hypercalls import NAMES, Ended
 from .interrupts import IRQS, Interrupts
-from .machine import Machine, TimedMachine, Timer, pages_of, switch_off, switch_on, table
+from .machine import Machine, TimedMachine, Timer, page_runs, switch_off, switch_on, table
 from .unicorn import ffi, libc
 from ...memory import PAGE_SIZE, GuestError, GuestMemory
 
@@ -123,9 +123,9 @@ class AnyThread(Attention):
         "A device has written these addresses and lengths. Any thread."
         machine = self.machine
         if machine is not None:
-            pages = pages_of(ranges) & machine.code_pages
-            if pages:
-                self.changed_code(pages)
+            for run in page_runs(ranges):
+                if pages := machine.code_pages.intersection(run):
+                    self.changed_code(pages)
 
     def stop(self) -> None:
         "End `run` with `stopped`. Any thread, any time."

@@ -88,11 +88,87 @@ def test_init_fills_in_what_the_guest_needs() -> None:
     assert guest.word(g.DATA + 12) > 1_700_000_000
 
 
+def later(guest: g.Guest, kernel_address: int = 0xC0000000, noirq: tuple[int, int] = (0x1234, 0x5678)) -> None:
+    "`struct lguest_data` as it is from 2.6.37 on: without `pgdir`, and so all behind it four bytes lower."
+    guest.set_words(g.DATA + 1376, *noirq, kernel_address, 0x80, 0)
+
+
 def test_later_kernels_have_no_pgdir_field() -> None:
     guest = g.Guest(g.POWER_OFF)
-    guest.set_words(g.DATA + 1376, 0x1234, 0x5678, 0xC0000000, 0x80, 0)
+    later(guest)
     assert guest.run().how == "power-off"
     assert guest.word(g.DATA + 1376) == 0x1234
+
+
+def test_both_abis_say_where_no_interrupt_may_come() -> None:
+    "What was pending is delivered behind `noirq_end`, and an endless loop before it is not left."
+    for abi in ("2009", "later"):
+        inside = g.CODE + len(g.START)
+        guest = g.Guest(g.gate(33, g.HANDLERS) + g.hcall(g.NOTIFY, 0x5000) + b"\x90" * 32 + g.jump_to_self())
+        end = inside + len(g.gate(33, g.HANDLERS) + g.hcall(g.NOTIFY, 0x5000)) + 31
+        if abi == "later":
+            later(guest, noirq=(inside, end))
+        else:
+            guest.set_words(g.DATA + 1380, inside, end)
+        guest.put(g.HANDLERS, b"\x8b\x1c\x24" + g.save(g.SCRATCH, g.EBX) + g.POWER_OFF)  # movl (%esp), %ebx
+        guest.set_words(g.DATA, 0x200)
+        guest.on_notify = lambda _, guest=guest: guest.host.interrupt(1)  # type: ignore[misc]
+        assert guest.run().how == "power-off"
+        assert guest.word(g.SCRATCH) >= end, abi
+
+
+@pytest.mark.parametrize("abi", ["2009", "later"])
+def test_both_abis_start_where_virtual_is_physical_and_find_themselves_3_gb_higher_too(abi: str) -> None:
+    "The old ones jump up on the Host's tables; the later ones go on at physical addresses, and make tables themselves."
+    directory, table = 0x80000, 0x81000
+    up = b"\xe9" + g.u32(0xC0000000 + 0x20000 - (g.CODE + len(g.START) + 5))
+    make = b"".join(g.store(directory + 4 * slot, table | 0x67) for slot in (0, 768))
+    make += g.hcall(g.NEW_PGTABLE, directory)
+    code = up if abi == "2009" else make + b"\xe9" + g.u32(
+        0xC0000000 + 0x20000 - (g.CODE + len(g.START) + len(make) + 5)
+    )  # fmt: skip
+    guest = g.Guest(code)
+    guest.set_words(table, *[page << 12 | 0x67 for page in range(1024)])
+    if abi == "later":
+        later(guest)
+    guest.put(0x20000, g.store(0xC0000000 + g.SCRATCH, 0x600D) + g.POWER_OFF)
+    assert guest.run().how == "power-off"
+    assert guest.word(g.SCRATCH) == 0x600D
+
+
+@pytest.mark.parametrize("abi", ["2009", "later"])
+def test_a_kernel_in_the_hosts_own_four_megabytes_is_refused(abi: str) -> None:
+    guest = g.Guest(g.POWER_OFF)
+    if abi == "later":
+        later(guest, kernel_address=0xFFC00000)
+    else:
+        guest.set_words(g.DATA + 1388, 0xFFC00000)
+    assert guest.run() == Ending("died", "bad kernel address 0xffc00000")
+
+
+@pytest.mark.parametrize("split", [1, 2, 3], ids=lambda gigabytes: f"kernel of {gigabytes} GB")
+def test_a_pae_kernel_is_named_when_it_shows_its_page_tables(split: int) -> None:
+    "`initial_page_table` in arch/x86/kernel/head_32.S, for 1, 2 or 3 gigabytes of kernel."
+    pdpt, tables = 0x80000, [0x81001 + 0x1000 * i for i in range(split)]
+    low = [tables[0], 0]
+    upper = [word for table in tables for word in (table, 0)]
+    guest = g.Guest(g.hcall(g.NEW_PGTABLE, pdpt) + g.POWER_OFF)
+    later(guest)
+    guest.set_words(pdpt, *(low + [0] * (6 - len(upper)) + upper))
+    ending = guest.run()
+    assert ending.how == "died"
+    assert ending.reason.startswith("the page directory at 0x80000 is that of a PAE kernel: --host=soft runs kernels")
+
+
+def test_no_page_directory_of_two_levels_is_taken_for_one_of_pae() -> None:
+    "Empty, full, with empty slots, or accessed: as kernels make them."
+    directory, table = 0x80000, 0x81000
+    for flags, slots in ((0x67, range(1024)), (0x63, (0, 6, 768)), (0x67, (0, 2, 4, 6, 768)), (0x21, (0, 6, 768))):
+        guest = g.Guest(g.hcall(g.NEW_PGTABLE, directory) + g.POWER_OFF)
+        guest.set_words(table, *[page << 12 | 0x67 for page in range(1024)])
+        for slot in slots:
+            guest.set_words(directory + 4 * slot, table | flags)
+        assert guest.run().how == "power-off"
 
 
 def test_a_notify_goes_to_its_eventfd_and_no_further() -> None:

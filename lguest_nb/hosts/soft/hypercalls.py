@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ...host import Ending, shutdown_ending
 from .data import ARGUMENTS, FREE, RING_BYTE, RING_SIZE, STATUS_BYTE, LguestData
 from .interrupts import Interrupts
-from .page_tables import Walker
+from .page_tables import NO_PAE, Walker
 from .segments import Switcher
 from ...memory import BadAddress, GuestError, GuestMemory
 
@@ -72,7 +72,7 @@ class OwnCalls:
         self.interrupts.halted = True
 
     def _set_pmd(self, arguments: Arguments) -> None:
-        raise GuestError("Bad hypercall 13: this is a PAE kernel, and --host=soft runs kernels without PAE")
+        raise GuestError(f"Bad hypercall 13: this is a PAE kernel, and {NO_PAE}")
 
     def _do_notify(self, arguments: Arguments) -> None:
         self._waiting = not self._notify(arguments[0])

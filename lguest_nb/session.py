@@ -33,6 +33,10 @@ def abort() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def _noted(number: int, frame: FrameType | None) -> None:
+    "What a signal's handler does if its number in the wake-up pipe is all we want."
+
+
 def die_of(number: int) -> NoReturn:
     "End this process as the signal would have."
     signal.signal(number, signal.SIG_DFL)
@@ -79,10 +83,8 @@ class Session:
 
     def take_signals(self) -> None:
         "From now on signals end the Guest in an orderly way. On the main thread."
-        for number in _ENDS_US:
-            signal.signal(number, self._ended)
-        signal.signal(signal.SIGTSTP, self._suspended)
-        signal.signal(signal.SIGCONT, self._continued)
+        for number in (*_ENDS_US, signal.SIGTSTP, signal.SIGCONT):
+            signal.signal(number, _noted)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
@@ -118,14 +120,14 @@ class Session:
         "Run the Guest on a thread of its own, and wait for it to end, for a signal or for `leave`."
         self.cpu.start()
         while not self.over:
-            os.read(self._woken, 1)
+            self._obey(os.read(self._woken, 4096))
         self.cpu.join(_PATIENCE)
 
     def _end(self) -> None:
-        "Wake the main thread for good. Any thread, and signal handlers."
+        "Wake the main thread for good. Any thread."
         self.over = True
         with contextlib.suppress(BlockingIOError):  # full: then it is awake already
-            os.write(self._wake, b".")
+            os.write(self._wake, b"\0")
 
     def _cpu(self) -> None:
         try:
@@ -135,17 +137,24 @@ class Session:
         finally:
             self._end()
 
-    def _ended(self, number: int, frame: FrameType | None) -> None:
-        self.killed_by = number
-        self.launcher.stop()
-        self._end()
-
-    def _suspended(self, number: int, frame: FrameType | None) -> None:
-        self.terminal.cooked()
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    def _continued(self, number: int, frame: FrameType | None) -> None:
-        self.terminal.raw()
+    def _obey(
+        self,
+        numbers: bytes,  # of the signals which came, in their order; and zeros
+    ) -> None:
+        "End; or stop for a while, or take the terminal after such a stop: what came last."
+        for number in numbers:
+            if number in _ENDS_US:
+                self.killed_by = self.killed_by or number
+                self.over = True
+        if self.killed_by:
+            self.launcher.stop()
+            return
+        stop, go = numbers.rfind(signal.SIGTSTP), numbers.rfind(signal.SIGCONT)
+        if stop > go:
+            self.terminal.cooked()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif go >= 0:
+            self.terminal.raw()
 
     def finish(
         self,

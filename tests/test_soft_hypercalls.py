@@ -1,9 +1,12 @@
 """What the software Host does for each hypercall, and what it kills a Guest for, with the words of 2009."""
 
 import os
+import threading
 
 import pytest
 import softguest as g
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lguest_nb.host import Ending
 from lguest_nb.memory import PAGE_SIZE
@@ -247,3 +250,41 @@ def test_a_vmcall_that_straddles_a_page_works_too() -> None:
         guest = g.Guest(b"\xe9" + g.u32(at - 15 - (g.CODE + len(g.START) + 5)))
         guest.put(at - 15, code + b"\x0f\x01\xc1")
         assert guest.run().how == "power-off"
+
+
+WILD = [0, 1, 3, 0x1000, g.DATA, g.SIZE - 128, g.SIZE - 1, g.SIZE]
+WILD += [0x7FFFFFFF, 0xC0000000, 0xFFC00000, 0xFFFFF000, 0xFFFFFFFF]
+CALLS = [number for number in range(22) if number != g.HALT]  # which would sleep for ever
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(CALLS), *[st.sampled_from(WILD)] * 4), min_size=1, max_size=4), st.booleans())
+def test_wild_pointers_in_hypercalls_end_the_guest_or_nothing(calls: list[tuple[int, ...]], saved: bool) -> None:
+    "One at a time or saved up in the ring: it goes on, or it ends with a sentence, and nothing is ever raised."
+    one_by_one = b"".join(g.hcall(*call) for call in calls if not saved)
+    guest = g.Guest(one_by_one + g.hcall(g.FLUSH_ASYNC) + g.POWER_OFF)
+    if saved:
+        saved_up(guest, *calls)
+    ending = guest.run()
+    guest.memory.close()
+    assert ending.how in ("power-off", "restart", "died")
+    assert ending.how != "died" or ending.reason and "\n" not in ending.reason
+
+
+@pytest.mark.parametrize("at", [0, 2, 0xFFF, g.SIZE - 1396, 0x2FFC0, g.CODE - 700])
+def test_lguest_data_anywhere_in_memory_is_the_guests_own_problem(at: int) -> None:
+    "Over the boot parameters, its own stack or its own code: it runs on, or dies."
+    guest = g.Guest(g.mov(g.ESP, g.STACK) + g.hcall(g.INIT, at) + g.POWER_OFF, init=False)
+    for offset, value in ((1388, 0xC0000000), (1392, 0x80)):
+        guest.memory.write(at + offset, value.to_bytes(4, "little"))
+    guest.memory.write(at + 24, b"\xff" * 64)
+    assert guest.run().how in ("power-off", "died")
+
+
+def test_a_guest_which_gives_itself_no_time_between_two_timer_interrupts_can_be_stopped() -> None:
+    "It orders the next one for a nanosecond from now, in each of them."
+    guest = g.Guest(g.gate(32, g.HANDLERS) + g.hcall(g.CLOCKEVENT, 1) + g.hcall(g.NOTIFY, 0x5000) + g.jump_to_self())
+    guest.put(g.HANDLERS, g.hcall(g.CLOCKEVENT, 1) + g.inc(g.SCRATCH) + g.store(g.IRQ_ENABLED, 0x200) + g.IRET)
+    guest.set_words(g.IRQ_ENABLED, 0x200)
+    guest.on_notify = lambda _: threading.Thread(target=guest.host.stop).start()
+    assert guest.run() == Ending("stopped", "")

@@ -158,7 +158,7 @@ class Launcher:
         "Stop all devices, end the Host, give the memory back. After `run` has returned."
         with ExitStack() as last:  # in the opposite order; all of it, even if one of them raises
             last.callback(self.memory.close)
-            last.callback(_forget_locals, self.failure)
+            last.callback(lambda: _forget_locals(self.failure))  # which may have come while the devices ended
             last.callback(self._early.close)
             last.callback(self.host.close)
             last.callback(self._mark_closed)

@@ -118,6 +118,8 @@ def disk_size(
         size = os.lseek(fd, 0, os.SEEK_END)
     except OSError as e:
         raise LguestError(f"The disk {path} has no end to seek to: {e.strerror}.") from e
+    if size == 0 and stat.S_ISCHR(os.fstat(fd).st_mode):  # a terminal, /dev/zero, a tape ...
+        raise LguestError(f"The disk {path} is neither a file nor a block device.")
     if size == 0 or size % SECTOR:
         fault = "is empty" if size == 0 else f"has {size} bytes, not a whole number of {SECTOR}-byte sectors"
         cure = f"truncate -s {'64M' if size == 0 else f'%{SECTOR}'} {path}"

@@ -95,9 +95,6 @@ def _check_indirect(memory: GuestMemory, address: int, length: int, flags: int, 
     memory.check(address, length)
 
 
-_read_descriptor = DESC.unpack_from
-
-
 def walk_chain(
     memory: GuestMemory,
     desc: int,  # Guest-physical address of the descriptor table
@@ -108,15 +105,15 @@ def walk_chain(
     "Copy one chain out of a ring, every address checked. Raises `BrokenRing` or `BadAddress`."
     readable: list[Segment] = []
     writable: list[Segment] = []
-    segments, ram, limit = readable, memory.map, memory.limit
+    segments, ram, limit, read = readable, memory.map, memory.limit, DESC.unpack_from
     base, entries, index = desc, num, head
     for _ in range(num):
-        address, length, flags, after = _read_descriptor(ram, base + 16 * index)
+        address, length, flags, after = read(ram, base + 16 * index)
         if flags > DESC_WRITE | DESC_NEXT:
             while flags & DESC_INDIRECT:  # a second time round it is a table inside a table, and not allowed
                 _check_indirect(memory, address, length, flags, indirect)
                 base, entries, indirect = address, length // 16, False
-                address, length, flags, after = _read_descriptor(ram, base)
+                address, length, flags, after = read(ram, base)
             flags &= DESC_WRITE | DESC_NEXT  # bits which nobody knows mean nothing
         if length > limit - address:
             memory.check(address, length)  # which has the words for it
@@ -285,8 +282,8 @@ class Virtqueue:
         "The next request, which must be there. Raises `BrokenRing` or `BadAddress`."
         u16, last = self.memory.u16, self.last_avail
         idx = u16[self.avail + 1]
-        if (idx - last) & 0xFFFF > self.num:
-            raise BrokenRing(f"{self.name}: Guest moved used index from {last} to {idx}, more than {self.num} ahead.")
+        if not 0 < (idx - last) & 0xFFFF <= self.num:
+            raise BrokenRing(f"{self.name}: Guest moved used index from {last} to {idx}, not 1 to {self.num} ahead.")
         head = u16[self.avail + 2 + last % self.num]
         if head >= self.num:
             raise BrokenRing(f"{self.name}: Guest says index {head} is available, and the ring has {self.num}.")

@@ -137,6 +137,11 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
         Block(tmp_path)
 
 
+def test_what_is_no_file_is_refused_without_advice_to_truncate_it() -> None:
+    with pytest.raises(LguestError, match="/dev/zero is neither a file nor a block device.$"):
+        Block("/dev/zero")
+
+
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(LguestError, match="is empty; `truncate -s 64M .*` would mend that"):

@@ -230,7 +230,7 @@ class TestChain:
         ring.desc(0, 0x1000, 4, DESC_NEXT, 1)
         ring.desc(1, 0x2000, 8, DESC_WRITE)
         reads = Tampering()
-        monkeypatch.setattr(vring, "_read_descriptor", reads.unpack_from)
+        monkeypatch.setattr(vring, "DESC", reads)
         chain = chain_of(ring)
         assert reads.places == [ring.vq.ring.desc, ring.vq.ring.desc + 16]
         assert (chain.readable, chain.writable) == ([(0x1000, 4)], [(0x2000, 8)])
@@ -239,6 +239,8 @@ class TestChain:
 
 class Tampering:
     "`DESC` with a Guest which changes each descriptor the moment it was read."
+
+    size = DESC.size
 
     def __init__(self) -> None:
         self.places: list[int] = []
@@ -345,6 +347,16 @@ class TestIndirect:
 
 
 class TestIndices:
+    def test_an_index_taken_back_between_the_look_and_the_taking_is_refused(self, ring: Ring) -> None:
+        "Or a chain which is not available any more would be served from a stale slot."
+        ring.desc(0, 0x1000, 4, DESC_WRITE)
+        ring.offer(0, 0)
+        ring.vq.add_used(ring.vq.take(), 0)
+        assert ring.vq.more()
+        ring.avail_idx = 1
+        with pytest.raises(BrokenRing, match="Guest moved used index from 1 to 1, not 1 to 8 ahead"):
+            ring.vq.take()
+
     @pytest.mark.parametrize("ahead", [9, 100, 0x8000, 0xFFFF])
     @pytest.mark.parametrize("taken", [0, 5, 0xFFFF])
     def test_an_index_further_ahead_than_the_ring_is_long_is_refused(self, ring: Ring, taken: int, ahead: int) -> None:

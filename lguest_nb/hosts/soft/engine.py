@@ -215,6 +215,7 @@ class CHooks(Registers):
 # %% ../../../nbs/50_engine.ipynb #c14ab8f8
 _SIGNATURES = {  # unicorn.h: uc_cb_hookintr_t and so on; and what C gets if ours raises
     (u.HOOK_INTR, 0): ("void(uc_engine *, uint32_t, void *)", None),
+    (u.HOOK_BLOCK, 0): ("void(uc_engine *, uint64_t, uint32_t, void *)", None),
     (u.HOOK_INSN_INVALID, 0): ("bool(uc_engine *, void *)", True),
     (u.HOOK_EDGE_GENERATED, 0): ("void(uc_engine *, uc_tb *, uc_tb *, void *)", None),
     (u.HOOK_MEM_WRITE, 0): ("void(uc_engine *, int, uint64_t, int, int64_t, void *)", None),

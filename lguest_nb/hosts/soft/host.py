@@ -13,6 +13,7 @@ from typing import Any
 
 from ...host import BootState, Bus, Ending, HostError
 from . import unicorn as u
+from .cpu import Cpu
 from .hypercalls import NAMES, Ended
 from .interrupts import IRQS, Interrupts
 from .machine import Machine, TimedMachine, Timer, page_runs, switch_off, switch_on, table
@@ -243,7 +244,7 @@ class Entering(Verbs):
                 return None
             self.inside = True
         try:
-            error = cpu.run()
+            error = self.execute(cpu)
         finally:
             self.leave()
             asked = cpu.asked
@@ -253,6 +254,10 @@ class Entering(Verbs):
         if error or not asked:
             return Ending("died", f"the processor gave up at {cpu.state[cpu.layout.eip]:#x} (error {error})")
         return None
+
+    def execute(self, cpu: Cpu) -> int:
+        "Run the Guest until somebody wants us. What `cpu.run` returns and raises."
+        return cpu.run()
 
     def _drop_stale(self, machine: Machine) -> None:
         machine.cpu.drop_code((page * PAGE_SIZE, PAGE_SIZE) for page in self.stale)
@@ -271,6 +276,8 @@ class SoftHost(Entering):
         if threading.get_ident() != self.thread:
             raise HostError("run() belongs on the thread which called start(): /dev/lguest insists, and so do we.")
         while True:
+            with self.lock:
+                self.wanted = False
             try:
                 ending = self._turn(machine)
             except Ended as e:
@@ -284,8 +291,6 @@ class SoftHost(Entering):
                 self.bus.notify(address)
 
     def _turn(self, machine: Machine) -> Ending | None:
-        with self.lock:
-            self.wanted = False
         if machine.unfinished is not None:
             call, machine.unfinished = machine.unfinished, None
             machine.hypercall(*call)

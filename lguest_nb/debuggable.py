@@ -50,7 +50,7 @@ class Target(Protocol):
         "Why it stands still, or how it ended; None while it runs."
         ...
 
-    def interrupt(self) -> None:
+    def pause(self) -> None:
         "There is a debugger: stop soon. Does nothing to a target which stands."
         ...
 

@@ -203,7 +203,7 @@ class Stub(Requests):
             if kind == "-":
                 self.output += self._latest
             elif kind == "\3" and self.attached:
-                self.target.interrupt()
+                self.target.pause()
             elif kind == "broken":
                 if not self.acknowledging:
                     raise ProtocolError("A packet without noise on the line had a wrong checksum.")
@@ -216,7 +216,7 @@ class Stub(Requests):
             self.output += b"+"
         if not self.attached:
             self.attached = True
-            self.target.interrupt()
+            self.target.pause()
         if len(self._packets) >= _WAITING:
             raise ProtocolError(f"{_WAITING} packets are waiting already; a debugger waits for each answer.")
         self._packets.append(payload)

@@ -6,7 +6,7 @@
 __all__ = ['SIGINT', 'SIGTRAP', 'SIGABRT', 'SIGTERM', 'I386', 'TargetError', 'Register', 'Stop', 'Target', 'describe']
 
 # %% ../nbs/65_debuggable.ipynb #693d8e42
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,6 +45,7 @@ class Target(Protocol):
     "What can be debugged. Methods raise `TargetError`; those which look and change want a target which stands still."
 
     registers: Sequence[Register]
+    on_stop: Callable[[], None]  # called on any thread when it stands, and when it is over
 
     def stopped(self) -> Stop | Ending | None:
         "Why it stands still, or how it ended; None while it runs."

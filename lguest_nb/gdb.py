@@ -169,7 +169,7 @@ class Requests:
             case "qThreadExtraInfo":
                 return _THREAD_NAME.encode().hex()
             case "qRcmd":
-                return self.target.command(bytes.fromhex(rest).decode(errors="replace")).encode().hex() or "OK"
+                return self.target.command(bytes.fromhex(rest).decode(errors="replace")).encode().hex()
             case "vCont?":
                 return "vCont;c;C;s;S"
         if found := re.fullmatch(r"qXfer:features:read:target\.xml:(\w+),(\w+)", request):
@@ -245,7 +245,7 @@ class Stub(Requests):
 
     def _say_stopped(self, stopped: Stop | Ending) -> None:
         if isinstance(stopped, Stop) and stopped.words:
-            self._say("O" + f"{stopped.words}\n".encode().hex())
+            self._say("O" + stopped.words.encode("unicode_escape").hex() + "0a")  # a Guest may have chosen them
         self._say(stop_reply(stopped))
 
     def _handle(self, request: str) -> None:

@@ -93,6 +93,7 @@ def _compile(command: Sequence[str], directory: str) -> None:
 def build(
     out: Path,  # the kernel to be written
     cc: str = "gcc",
+    symbols: bool = False,  # for a debugger
 ) -> Path:  # `out`
     "Compile the tiny guest. Raises `BuildError`."
     if not shutil.which(cc):
@@ -103,8 +104,10 @@ def build(
         units = [Path(name) for name in sources() if name.endswith((".c", ".S"))]
         for unit in units:
             made = ["-c", "-o", f"{unit.stem}.o", str(unit)]
-            _compile([cc, *FLAGS, f'-DSOURCES="{sources_sum()}"', *made], directory)
-        _compile([cc, *LINK, "-o", "tiny-guest.elf", *(f"{unit.stem}.o" for unit in units)], directory)
+            for_debugger = ["-Og", "-g", f"-fdebug-prefix-map={directory}={DATA / 'tiny-guest'}"] * symbols
+            _compile([cc, *FLAGS, *for_debugger, f'-DSOURCES="{sources_sum()}"', *made], directory)
+        link = [option for option in LINK if option != "-s" or not symbols]
+        _compile([cc, *link, "-o", "tiny-guest.elf", *(f"{unit.stem}.o" for unit in units)], directory)
         shutil.copyfile(Path(directory, "tiny-guest.elf"), out)
     return out
 

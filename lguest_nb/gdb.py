@@ -67,7 +67,8 @@ class Reader:
 
 # %% ../nbs/66_gdb.ipynb #d482c18d
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
-_WAITING = 256  # packets; gdb never has more than one on its way
+_WAITING = 64  # packets; gdb never has more than one or two on their way
+_UNHEARD = 16 * LARGEST  # bytes of answers
 _THREAD_NAME = "the Guest's processor"
 
 
@@ -195,7 +196,7 @@ class Stub(Requests):
         self._reader = Reader()
         self._packets: deque[bytes] = deque()
         self._latest = b""  # packet of ours, which may be asked for again
-        self._owes = False
+        self._owes = self._break = False
 
     def received(self, data: bytes) -> None:
         "The debugger has sent something. Raises `ProtocolError` if it can't be one."
@@ -203,7 +204,8 @@ class Stub(Requests):
             if kind == "-":
                 self.output += self._latest
             elif kind == "\3" and self.attached:
-                self.target.pause()
+                self._break = True
+                self._pass_break()
             elif kind == "broken":
                 if not self.acknowledging:
                     raise ProtocolError("A packet without noise on the line had a wrong checksum.")
@@ -217,10 +219,16 @@ class Stub(Requests):
         if not self.attached:
             self.attached = True
             self.target.pause()
-        if len(self._packets) >= _WAITING:
-            raise ProtocolError(f"{_WAITING} packets are waiting already; a debugger waits for each answer.")
+        if len(self._packets) >= _WAITING or len(self.output) > _UNHEARD:
+            raise ProtocolError(f"{len(self._packets)} packets wait, and {len(self.output)} bytes of answers.")
         self._packets.append(payload)
         self.proceed()
+
+    def _pass_break(self) -> None:
+        "A ^C which came while the target stood is meant for what it's about to do."
+        if self._break and self._owes:
+            self._break = False
+            self.target.pause()
 
     def proceed(self) -> None:
         "Say what there is to be said, if the target stands or is over. Call it when that has come to pass."
@@ -277,3 +285,4 @@ class Stub(Requests):
             self._write_register(eip, number(request[1:]).to_bytes(4, "little"))
         self._owes = True
         self.target.resume(step=action in "sS")
+        self._pass_break()

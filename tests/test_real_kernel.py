@@ -183,3 +183,30 @@ def test_linux_reboots_twice_in_a_row_and_powers_off(tmp_path: Path) -> None:
             assert guest.read_sector(9) == token
         guest.type(f"{guest.power_off}\r")
         assert guest.wait_for_end() == 0
+
+
+def test_gdb_stops_a_running_linux_steps_it_and_lets_it_go(tmp_path: Path) -> None:
+    launcher = str(Path(sys.executable).with_name("lguest-nb"))
+    options = ["--gdb=0,run", f"--initrd={INITRD or make_initramfs(tmp_path)}"]
+    command = [launcher, *options, "64", KERNEL, "console=hvc0"]
+    guest = Busybox(command) if INITRD else Init(command)
+    try:
+        guest.expect(guest.prompt)
+        [port] = re.findall(r"target remote :(\d+)\n", guest.seen)
+        asked = [
+            f"target remote :{port}",
+            "print/x $cs",
+            "print $pc >= 0xc0000000",
+            *["stepi"] * 20,
+            "x/i $pc",
+            "detach",
+        ]
+        gdb = ["gdb", "-nx", "-batch", *(word for line in asked for word in ("-ex", line))]
+        said = subprocess.run(gdb, capture_output=True, text=True, check=True).stdout
+        assert "= 0x61\n" in said and "= 1\n" in said and "=> 0xc" in said and "detached" in said
+        assert guest.release()
+        guest.type(f"{guest.power_off}\r")
+        assert guest.wait_for_end() == 0
+    finally:
+        guest.close()
+        print(guest.seen)

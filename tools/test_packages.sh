@@ -18,6 +18,7 @@ need strace strace -V
 need qemu-utils qemu-img --version
 need iproute2 ip -V
 need iputils-ping ping -V
+need gdb gdb --version
 
 [ -n "$missing" ] || exit 0
 install="apt-get install$missing"

@@ -79,11 +79,17 @@ class Standing(SoftHost):
         with self._still:
             self._stop = None
 
+    def _why(self) -> Stop:
+        "A breakpoint which isn't mentioned would be passed over; a pause which isn't, would be asked for again."
+        if self._reason is None or (self._pausing and not self._reason.breakpoint):
+            return Stop(SIGINT)
+        return self._reason
+
     def _turn(self, machine: Machine) -> Ending | None:
         try:
             if self._reason is not None or self._pausing:
                 machine.interrupts.late_fault()
-                self.stand(machine, self._reason or Stop(SIGINT))
+                self.stand(machine, self._why())
             ending = super()._turn(machine)
         except GuestError as e:
             ending = Ending("died", str(e))

@@ -187,7 +187,7 @@ _SWITCHES = {"interrupts on": True, "interrupts off": False}
 
 
 class DebugHost(Stepping):
-    "A software Host for a debugger: `lguest_nb.host.Host` and `lguest_nb.debuggable.Target` in one. `TargetError`."
+    "A `lguest_nb.host.Host` which is a `lguest_nb.debuggable.Target`, too; as such it raises `TargetError`."
 
     registers = I386
 

@@ -1,0 +1,131 @@
+"""A picture of a Guest which boots, of a real one: a shell on a pseudo-terminal starts it, and its screen is drawn.
+
+boot_picture.py FILE.svg
+"""
+
+import fcntl
+import html
+import shutil
+import struct
+import sys
+import tempfile
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyte
+from pyte.screens import Char
+from session import PROMPT, Session
+
+import lguest_nb.guest
+
+COLUMNS, LINES = 96, 30
+CELL, LINE, FONT = 9.0, 20, 15  # pixels
+MARGIN, BAR = 22, 38
+SHELL_PROMPT = "$ "
+TYPED = [  # at the Guest's prompt
+    "dev",
+    "disk write 3 hello from the Guest",
+    "rng 16",
+    "user hello",
+    "poweroff",
+]
+COLOURS = {"default": "#d7e0d2", "red": "#f08a6b", "green": "#a6cf8b", "brown": "#e3bd72", "blue": "#8fb8de"}
+SCREEN, FRAME, DIM, BRIGHT, TITLE = "#14191b", "#232b2e", "#93a19a", "#ffffff", "#aab6b0"
+
+
+def boot() -> pyte.Screen:
+    "Boot the tiny Guest as you would, type at it, and leave what a terminal of that size shows."
+    with tempfile.TemporaryDirectory(prefix="lguest-nb-") as name:
+        directory = Path(name)
+        shutil.copy(lguest_nb.guest.path(), directory / "tiny-guest.elf")
+        with (directory / "disk.img").open("wb") as disk:
+            disk.truncate(1 << 20)
+        environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PS1": SHELL_PROMPT, "TERM": "linux"}
+        session = Session(["/usr/bin/env", "-i", f"--chdir={name}", *map("=".join, environment.items()), "/bin/sh"])
+        fcntl.ioctl(session.controller, termios.TIOCSWINSZ, struct.pack("4H", LINES, COLUMNS, 0, 0))
+        screen = pyte.Screen(COLUMNS, LINES)
+        stream = pyte.ByteStream(screen)
+        try:
+            session.expect(SHELL_PROMPT)
+            start = len(session.seen)
+            session.type("lguest-nb --rng --block=disk.img 32 tiny-guest.elf\r")
+            session.expect(PROMPT, start)
+            for line in TYPED[:-1]:
+                session.ask(line)
+            start = len(session.seen)
+            session.type(f"{TYPED[-1]}\r")
+            session.expect(f"\n{SHELL_PROMPT}", start)
+        finally:
+            session.close()
+        stream.feed(session.seen.replace("\n", "\r\n").encode())
+    return screen
+
+
+def runs(
+    row: list[Char],
+) -> Iterator[tuple[int, str, Char]]:  # first column, text, how it looks
+    "Pieces of a line in which all characters look the same."
+    start = 0
+    for column in range(1, len(row) + 1):
+        if column == len(row) or row[column]._replace(data="") != row[start]._replace(data=""):
+            yield start, "".join(char.data for char in row[start:column]), row[start]
+            start = column
+
+
+def text_element(
+    line: int,
+    column: int,
+    text: str,
+    colour: str,
+) -> str:
+    "One piece of a line, as wide as its cells whatever font the reader has."
+    stripped = text.rstrip()
+    left = len(stripped) - len(stripped.lstrip())
+    stripped = stripped.lstrip()
+    if not stripped:
+        return ""
+    x, y = MARGIN + (column + left) * CELL, BAR + MARGIN + line * LINE + FONT - 3
+    width = len(stripped) * CELL
+    return (
+        f'<text x="{x:g}" y="{y:g}" textLength="{width:g}" lengthAdjust="spacingAndGlyphs" '
+        f'fill="{colour}">{html.escape(stripped, quote=False)}</text>'
+    )
+
+
+def drawn(
+    screen: pyte.Screen,
+) -> str:  # SVG
+    "A terminal as a picture: what was typed brighter than what was answered."
+    width = 2 * MARGIN + COLUMNS * CELL
+    used = max((number for number, row in enumerate(screen.display) if row.strip()), default=0) + 1
+    height = BAR + 2 * MARGIN + used * LINE
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" font-family="IBM Plex Mono, DejaVu Sans Mono, monospace" font-size="{FONT}" '
+        'style="white-space: pre">',
+        f'<rect width="{width:g}" height="{height:g}" rx="10" fill="{SCREEN}"/>',
+        f'<path d="M0 {BAR}V10A10 10 0 0 1 10 0H{width - 10:g}A10 10 0 0 1 {width:g} 10V{BAR}Z" fill="{FRAME}"/>',
+        *(f'<circle cx="{MARGIN + 18 * i}" cy="{BAR / 2:g}" r="5.5" fill="#4a565a"/>' for i in range(3)),
+        f'<text x="{width / 2:g}" y="{BAR / 2 + 5:g}" text-anchor="middle" fill="{TITLE}" font-size="13">'
+        "lguest-nb: a Guest on the software Host</text>",
+    ]
+    for number in range(used):
+        row = [screen.buffer[number][column] for column in range(COLUMNS)]
+        display = screen.display[number]
+        prompt = next((p for p in (PROMPT, SHELL_PROMPT) if display.startswith(p)), "")
+        for column, text, look in runs(row):
+            colour = COLOURS.get(look.fg, COLOURS["default"])
+            if prompt and column == 0:
+                parts.append(text_element(number, 0, text[: len(prompt)], DIM))
+                column, text, colour = len(prompt), text[len(prompt) :], BRIGHT
+            parts.append(text_element(number, column, text, colour))
+    return "\n".join(filter(None, parts)) + "\n</svg>\n"
+
+
+def main() -> None:
+    Path(sys.argv[1]).write_text(drawn(boot()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

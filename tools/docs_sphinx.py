@@ -1,0 +1,205 @@
+"""What Sphinx has to know about this project: docments, names in prose, drawings, and how code is coloured."""
+
+import html
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from docs_comments import Told, comments_of
+from docs_generate import modules, rst
+from docutils import nodes
+from docutils.parsers.rst import directives
+from pygments.style import Style
+from pygments.token import Comment, Error, Generic, Keyword, Literal, Name, Number, Operator, String, Token
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms import SphinxTransform
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.logging import getLogger
+
+log = getLogger(__name__)
+PACKAGE = "lguest_nb"
+# A name in code type is a link if it can only be ours: with a capital, an underscore or a dot in it.
+TELLING = re.compile(r"[A-Z]|\w_\w|\.")
+MERMAID = '<pre class="mermaid"'
+
+
+def told(
+    module: str,  # full name
+    name: str,  # inside the module
+) -> Told:
+    "What the comments say about an object."
+    path = Path(__file__).resolve().parent.parent / f"{module.replace('.', '/')}.py"
+    return comments_of(path).get(name, Told()) if path.exists() else Told()
+
+
+def process_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    "Docstrings as they are written here, with the comments behind parameters as a list of fields."
+    module = next((each for each in sorted(modules(), key=len, reverse=True) if f"{name}.".startswith(f"{each}.")), "")
+    comments = told(module, name.removeprefix(f"{module}.")) if module != name else Told()
+    if what in ("data", "attribute"):  # whatever else there may be is what the type says about itself
+        lines[:] = [rst(comments.value)]
+        return
+    lines[:] = [rst(line) for line in lines]
+    fields = [f":param {parameter}: {rst(text)}" for parameter, text in comments.parameters.items()]
+    fields += [f":returns: {rst(comments.returns)}"] * bool(comments.returns)
+    if fields:
+        lines += ["", *fields, ""]
+
+
+def skip_member(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    "nbdev exports the logger of a module too; it is nobody's to use."
+    return True if name == "log" else None
+
+
+@cache
+def our_names(env: BuildEnvironment) -> dict[str, str]:
+    "Short name → full name of what the reference has, where only one thing is called so. Once all pages are read."
+    found: dict[str, set[str]] = {}
+    for full, entry in env.domains.python_domain.objects.items():
+        if full.startswith(f"{PACKAGE}.") and not entry.aliased:
+            parts = full.split(".")
+            shorts = {full, ".".join(parts[-2:]), parts[-1]} if entry.objtype != "module" else {full}
+            for short in shorts:
+                found.setdefault(short, set()).add(full)
+    return {short: fulls.pop() for short, fulls in found.items() if len(fulls) == 1}
+
+
+class NamesInProse(SphinxTransform):
+    "Marks code type that may be a name of ours; which it is will be known when all pages are read."
+
+    default_priority = 600
+
+    def apply(self, **kwargs: Any) -> None:
+        for literal in list(self.document.findall(nodes.literal)):
+            text = literal.astext().removesuffix("()")
+            known_otherwise = isinstance(literal.parent, nodes.reference | addnodes.pending_xref | nodes.title)
+            if known_otherwise or not TELLING.search(text) or not re.fullmatch(r"[A-Za-z_][\w.]*", text):
+                continue
+            link = addnodes.pending_xref(
+                "", reftype="ours", refdomain="", reftarget=text, refdoc=self.env.docname, refwarn=False
+            )
+            literal.replace_self(link)
+            link += literal
+
+
+def resolve_name(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.Element
+) -> nodes.Element | None:
+    "A name of ours becomes a link; one which is nobody's stays what it is; a link of ours to nothing is an error."
+    if node["reftype"] != "ours":
+        if node.get("refdomain") == "py" and str(node["reftarget"]).startswith(f"{PACKAGE}."):
+            log.warning("there is no %s in the reference", node["reftarget"], location=node)
+        return None
+    if full := our_names(env).get(node["reftarget"]):
+        domain = env.domains.python_domain
+        made = domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, content)
+        if made is not None:
+            return made
+    return content
+
+
+class Mermaid(SphinxDirective):
+    "A drawing which the reader's browser draws, from a fence as GitHub and JupyterLab know it."
+
+    has_content = True
+    option_spec = {"alt": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        label = html.escape(self.options.get("alt", "A drawing"), quote=True)
+        text = html.escape("\n".join(self.content))
+        return [nodes.raw("", f'{MERMAID} role="img" aria-label="{label}">\n{text}\n</pre>', format="html")]
+
+
+class Drawing(SphinxDirective):
+    "An SVG file inside the page, where the page's colours reach it."
+
+    required_arguments = 1
+    option_spec = {"alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        _, path = self.env.relfn2path(self.arguments[0])
+        self.env.note_dependency(path)
+        svg = Path(path).read_text(encoding="utf-8")
+        svg = svg[svg.index("<svg") :].replace(
+            "<svg", f'<svg role="img" aria-label="{html.escape(self.options["alt"], quote=True)}"', 1
+        )
+        return [nodes.raw("", f'<figure class="drawing">{svg}</figure>', format="html")]
+
+
+def page_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    "Only pages with a drawing pay for what draws it."
+    if MERMAID in context.get("body", ""):
+        app.add_js_file("vendor/mermaid.min.js")
+        app.add_js_file("drawings.js")
+
+
+class Day(Style):
+    "Ink on paper: words of the language in bold, and comments as readable as the code, since they are half of it."
+
+    background_color = "#f6f3ec"
+    highlight_color = "#efe4c8"
+    styles = {
+        Token: "#26221c",
+        Comment: "italic #6b6152",
+        Comment.Preproc: "noitalic #8a4b14",
+        Keyword: "bold #26221c",
+        Keyword.Constant: "bold #26221c",
+        Keyword.Type: "nobold #0b5d66",
+        Name.Function: "#8f3a12",
+        Name.Class: "bold #8f3a12",
+        Name.Decorator: "#7a5a12",
+        Name.Builtin: "#0b5d66",
+        Name.Exception: "#0b5d66",
+        Operator.Word: "bold #26221c",
+        Operator: "#5d5548",
+        String: "#3f6212",
+        String.Doc: "italic #3f6212",
+        String.Interpol: "#0b5d66",
+        Number: "#0b5d66",
+        Literal: "#0b5d66",
+        Generic.Prompt: "bold #8f3a12",
+        Error: "#26221c",
+    }
+
+
+class Night(Style):
+    "The same under a lamp."
+
+    background_color = "#1d2124"
+    highlight_color = "#3a3523"
+    styles = {
+        Token: "#ddd8cc",
+        Comment: "italic #9d9482",
+        Comment.Preproc: "noitalic #d79b62",
+        Keyword: "bold #f3eee1",
+        Keyword.Constant: "bold #f3eee1",
+        Keyword.Type: "nobold #7fc4c9",
+        Name.Function: "#f0a36b",
+        Name.Class: "bold #f0a36b",
+        Name.Decorator: "#d9b66a",
+        Name.Builtin: "#7fc4c9",
+        Name.Exception: "#7fc4c9",
+        Operator.Word: "bold #f3eee1",
+        Operator: "#aaa293",
+        String: "#a9c77d",
+        String.Doc: "italic #a9c77d",
+        String.Interpol: "#7fc4c9",
+        Number: "#7fc4c9",
+        Literal: "#7fc4c9",
+        Generic.Prompt: "bold #f0a36b",
+        Error: "#ddd8cc",
+    }
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("autodoc-process-docstring", process_docstring)
+    app.connect("autodoc-skip-member", skip_member)
+    app.connect("missing-reference", resolve_name)
+    app.connect("html-page-context", page_scripts)
+    app.add_transform(NamesInProse)
+    app.add_directive("mermaid", Mermaid)
+    app.add_directive("drawing", Drawing)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -41,8 +41,9 @@ def boot() -> pyte.Screen:
         shutil.copy(lguest_nb.guest.path(), directory / "tiny-guest.elf")
         with (directory / "disk.img").open("wb") as disk:
             disk.truncate(1 << 20)
-        environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PS1": SHELL_PROMPT, "TERM": "linux"}
-        session = Session(["/usr/bin/env", "-i", f"--chdir={name}", *map("=".join, environment.items()), "/bin/sh"])
+        path = f"PATH={Path(sys.executable).parent}:/usr/bin:/bin"
+        shell = ["/bin/sh", "+m"]  # without job control, for which it would have to own the terminal
+        session = Session(["/usr/bin/env", "-i", f"--chdir={name}", path, f"PS1={SHELL_PROMPT}", "TERM=linux", *shell])
         fcntl.ioctl(session.controller, termios.TIOCSWINSZ, struct.pack("4H", LINES, COLUMNS, 0, 0))
         screen = pyte.Screen(COLUMNS, LINES)
         stream = pyte.ByteStream(screen)
@@ -103,7 +104,7 @@ def drawn(
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" font-family="IBM Plex Mono, DejaVu Sans Mono, monospace" font-size="{FONT}" '
-        'style="white-space: pre">',
+        'xml:space="preserve">',
         f'<rect width="{width:g}" height="{height:g}" rx="10" fill="{SCREEN}"/>',
         f'<path d="M0 {BAR}V10A10 10 0 0 1 10 0H{width - 10:g}A10 10 0 0 1 {width:g} 10V{BAR}Z" fill="{FRAME}"/>',
         *(f'<circle cx="{MARGIN + 18 * i}" cy="{BAR / 2:g}" r="5.5" fill="#4a565a"/>' for i in range(3)),

@@ -108,12 +108,10 @@ def coming_from_lguest(
     for section, rows in tomllib.loads(functions.read_text(encoding="utf-8")).items():
         lines = []
         for function, row in rows.items():
-            here = "<br>".join(map(link, row["here"]))
-            says = "<br>".join(map(summary, row["here"]))
-            lines.append([f"`{function}`", here, says, row.get("difference", "")])
-        text.append(
-            f"## {section}\n\n" + table(["lguest.c", "here", "what that does", "different"], lines, "functions")
-        )
+            here = [f"{link(path)}: {summary(path)}" for path in row["here"]]
+            difference = [f"*{row['difference']}*"] if "difference" in row else []
+            lines.append([f"`{function}`{{.c}}", "<br>".join([*here, *difference])])
+        text.append(f"## {section}\n\n" + table(["lguest.c", "here"], lines, "functions"))
     return "\n".join(text)
 
 
@@ -149,6 +147,7 @@ def api_page(
     "The reference of one module: what can be called, and then its constants, which autodoc leaves out."
     told = f"Told in [{chapter}](../tour/{chapter}.ipynb).\n\n" if chapter else ""
     lines = [f".. automodule:: {module}", "", f".. py:currentmodule:: {module}", ""]
+    lines += [".. rubric:: Constants", ""] * bool(constants(module))
     for name, constant in constants(module):
         lines.append(f".. py:data:: {name}")
         if constant.expression and len(constant.expression) <= VALUE_COLUMNS and "\n" not in constant.expression:

@@ -22,6 +22,7 @@ from sphinx.util.logging import getLogger
 log = getLogger(__name__)
 PACKAGE = "lguest_nb"
 # A name in code type is a link if it can only be ours: with a capital, an underscore or a dot in it.
+# `name`{.c} is one of lguest.c, and none.
 TELLING = re.compile(r"[A-Z]|\w_\w|\.")
 MERMAID = '<pre class="mermaid"'
 
@@ -76,7 +77,12 @@ class NamesInProse(SphinxTransform):
         for literal in list(self.document.findall(nodes.literal)):
             text = literal.astext().removesuffix("()")
             known_otherwise = isinstance(literal.parent, nodes.reference | addnodes.pending_xref | nodes.title)
-            if known_otherwise or not TELLING.search(text) or not re.fullmatch(r"[A-Za-z_][\w.]*", text):
+            if (
+                known_otherwise
+                or "c" in literal["classes"]
+                or not TELLING.search(text)
+                or not re.fullmatch(r"[A-Za-z_][\w.]*", text)
+            ):
                 continue
             link = addnodes.pending_xref(
                 "", reftype="ours", refdomain="", reftarget=text, refdoc=self.env.docname, refwarn=False

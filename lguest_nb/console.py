@@ -19,7 +19,7 @@ PIECE = 4096  # PIPE_BUF: a pipe which polls as writable takes that much without
 
 def write_all(
     wakeup: Wakeup,  # whose `stop` ends the wait
-    fd: int,
+    fd: int,  # a descriptor which may be a terminal, a pipe or a file
     data: memoryview | bytes,
 ) -> None:
     "Write all of `data`, in pieces, stoppable. Raises `Stopped`, or `LguestError` if nobody can read it any more."
@@ -51,7 +51,7 @@ class Console(Device):
         return [self.input, self.output]
 
     def input(self, vq: Virtqueue) -> None:
-        "Fill one of the Guest's buffers with what was typed, and interrupt."
+        "Fill one of the Guest's buffers with what was typed, and interrupt. Raises `GuestError` if it is one to read."
         chain = vq.wait()
         if chain.readable:
             raise GuestError("Output buffers in console in queue?")
@@ -77,7 +77,7 @@ class Console(Device):
                 vq.wakeup.sleep()
 
     def output(self, vq: Virtqueue) -> None:
-        "Print one of the Guest's buffers."
+        "Print one of the Guest's buffers. Raises `GuestError` if it is one to fill, and as `write_all` does."
         chain = vq.wait()
         if chain.writable:
             raise GuestError("Input buffers in console output queue?")

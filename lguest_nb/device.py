@@ -56,7 +56,7 @@ class Device:
     def warn_once(
         self,
         text: str,  # as for `logging`
-        *values: object,
+        *values: object,  # for the places in `text`
     ) -> None:
         "Log a warning, once for each `text`: a Guest can repeat a mistake faster than you can read about it."
         if text not in self.said:

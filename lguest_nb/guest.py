@@ -92,7 +92,7 @@ def _compile(command: Sequence[str], directory: str) -> None:
 
 def build(
     out: Path,  # the kernel to be written
-    cc: str = "gcc",
+    cc: str = "gcc",  # a compiler, with the options of gcc
     symbols: bool = False,  # for a debugger
 ) -> Path:  # `out`
     "Compile the tiny guest. Raises `BuildError`."
@@ -116,7 +116,7 @@ def command_line(
     *commands: str,  # for the shell, one after another
     ip: str = "",  # the Guest's own address, A.B.C.D
 ) -> str:
-    "What to say to the tiny guest so that it runs `commands` before its first prompt."
+    "What to say to the tiny guest so that it runs `commands` before its first prompt. Raises `LguestError`."
     if bad := [command for command in commands if '"' in command or ";" in command]:
         raise LguestError(f'The tiny guest cannot run `{bad[0]}`: `"` and `;` have a meaning on its command line.')
     return " ".join([f"ip={ip}"] * bool(ip) + [f'run="{"; ".join(commands)}"'] * bool(commands))
@@ -125,8 +125,8 @@ def command_line(
 def boot(
     *commands: str,  # for the shell; `poweroff` follows by itself
     devices: Sequence[Device] = (),  # besides the console
-    megabytes: int = 16,
-    ip: str = "",
+    megabytes: int = 16,  # of memory
+    ip: str = "",  # the Guest's own address, A.B.C.D
     host: Host | None = None,  # or the software Host
 ) -> tuple[str, Ending]:  # what it printed, how it ended
     "Boot the tiny guest, let it run `commands`, and wait for its end. Raises `LguestError`."
@@ -151,7 +151,7 @@ def poke_line(
     address: int,  # Guest-physical
     data: bytes,  # at most 1000
 ) -> str:
-    "The shell command which puts `data` into the Guest's memory."
+    "The shell command which puts `data` into the Guest's memory. Raises `LguestError`."
     if len(data) > 1000:
         raise LguestError(f"{len(data)} bytes do not fit into one line of the shell; 1000 do.")
     return f"poke {address:#x} {data.hex()}"
@@ -170,7 +170,7 @@ def poke_available(
     ring: RingLayout,
     *heads: int,  # for the first slots of the available ring
     idx: int | None = None,  # or as many as there are heads
-    flags: int = 0,
+    flags: int = 0,  # AVAIL_NO_INTERRUPT, or any other 16 bits
 ) -> str:
     "The shell command which makes chains available, in a ring which starts at zero."
     count = len(heads) if idx is None else idx

@@ -72,14 +72,14 @@ class Host(Protocol):
         ...
 
     def detach_eventfd(self, address: int, value: int | None = None) -> None:
-        "Kicks at `address` come to `Bus.notify` again. Nothing happens if none was attached."
+        "Kicks at `address` (and of `value`) come to `Bus.notify` again. Nothing happens if none was attached."
         ...
 
     def interrupt(
         self,
         irq: int,  # 0 is the timer's, devices have 1 to 31
     ) -> None:
-        "Make `irq` pending and see that the Guest notices. Any thread; harmless once the Guest has ended."
+        "Make `irq` pending, and the Guest notice. Any thread; harmless once it has ended. Raises `HostError`."
         ...
 
     def wrote(
@@ -94,7 +94,7 @@ class Host(Protocol):
         ...
 
     def run(self) -> Ending:
-        "Run the Guest until it ends. On the CPU thread. Raises what `Bus.notify` raised."
+        "Run the Guest until it ends. On the CPU thread. Raises `HostError`, and what `Bus.notify` raised."
         ...
 
     def stop(self) -> None:

@@ -30,10 +30,10 @@ _libc: Any = _ffi.dlopen(None)
 
 
 def pread(
-    fd: int,
+    fd: int,  # a descriptor which is open for reading
     buffer: bytearray,  # at least `size` bytes
-    size: int,
-    offset: int = 0,
+    size: int,  # bytes wanted
+    offset: int = 0,  # in the file, bytes
 ) -> int:  # bytes read
     "Like `os.preadv`, but raises `InterruptedError` if a signal came, and `OSError` as usual."
     count = int(_libc.pread64(fd, _ffi.from_buffer(buffer), size, offset))

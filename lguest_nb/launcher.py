@@ -104,7 +104,7 @@ class Launcher:
     def load(
         self,
         kernel: str,  # path of a vmlinux or bzImage
-        command_line: str = "",
+        command_line: str = "",  # the kernel's arguments
         initrd: str | None = None,  # path
     ) -> None:
         "Put kernel, initrd and boot parameters into memory. Raises `LoadError`."

@@ -64,7 +64,10 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 @contextmanager
-def open_file(path: str, what: str) -> Iterator[BinaryIO]:
+def open_file(
+    path: str,
+    what: str,  # for messages: kernel, initrd
+) -> Iterator[BinaryIO]:
     "`path` opened for reading. Raises `LoadError`, for whatever Linux refuses inside the `with` as well."
     doing = "open"
     try:
@@ -120,7 +123,7 @@ def _elf_machine(head: bytes) -> str:
 
 
 def elf_segments(
-    file: BinaryIO,
+    file: BinaryIO,  # the vmlinux
     head: bytes,  # its first bytes, at least 52 of them
     size: int,  # of RAM, in bytes
 ) -> tuple[int, list[LoadSegment]]:  # the entry point and what to load
@@ -175,7 +178,7 @@ _BZIMAGE_AT = 0x100000
 
 def load_bzimage(
     memory: GuestMemory,
-    file: BinaryIO,
+    file: BinaryIO,  # the bzImage
     head: bytes,  # its first 1024 bytes
 ) -> Loaded:
     "Put the protected-mode part of a bzImage at 1 MiB. Raises `LoadError`."
@@ -236,7 +239,7 @@ def room_for_tables(
 
 def load_initrd(
     memory: GuestMemory,
-    path: str,
+    path: str,  # of a file
     kernel: Loaded,  # which must not be overwritten
 ) -> Initrd:
     "Put an initrd at the top of memory. Raises `LoadError`."

@@ -65,6 +65,7 @@ class GuestMemory:
         size: int,  # bytes of normal RAM, whole pages: what the Guest will be told it has
         device_pages: int = DEVICE_PAGES,  # pages in reserve above it, for descriptors and rings
     ) -> None:
+        "Raises `LguestError` if `size` is no whole number of pages, or if there is not that much."
         if size <= 0 or size % PAGE_SIZE:
             raise LguestError(f"A Guest needs a whole number of {PAGE_SIZE}-byte pages of memory, not {size} bytes.")
         self.size = self.limit = size

@@ -26,8 +26,8 @@ class Pcap:
 
     def __init__(
         self,
-        path: str,
-        clock: Callable[[], int] = time.time_ns,
+        path: str,  # of a file
+        clock: Callable[[], int] = time.time_ns,  # nanoseconds since 1970
     ) -> None:
         self.sink, self.clock = Sink(path), clock
         self.closed, self._lock = False, threading.Lock()

@@ -24,6 +24,7 @@ class Rng(Device):
         self,
         path: str | os.PathLike[str] = "/dev/random",
     ) -> None:
+        "Raises `LguestError` if the file cannot be opened."
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as e:

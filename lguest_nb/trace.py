@@ -30,6 +30,7 @@ class Sink:
         self,
         path: str,  # empty for stderr
     ) -> None:
+        "Raises `LguestError` if the file cannot be written."
         self.path, self.fd, self.broken = path or "stderr", 2, False
         if path:
             try:
@@ -128,7 +129,7 @@ class Tracer:
         self,
         sink: Sink,
         form: Format,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] = time.monotonic_ns,  # nanoseconds
     ) -> None:
         self.sink, self.form, self.clock = sink, form, clock
         self.start, self.closed, self._lock = clock(), False, threading.Lock()
@@ -169,7 +170,12 @@ class Tracer:
 
         vq.add_used, vq.interrupt = noted_add_used, noted_interrupt  # type: ignore[method-assign]
 
-    def note(self, what: str, where: str, **values: int) -> None:
+    def note(
+        self,
+        what: str,  # kick, take, used, interrupt, start, reset
+        where: str,  # name of a queue or a device
+        **values: int,  # what else is to be told
+    ) -> None:
         "Write one event, with one write. Any thread; does nothing after `close`."
         thread = threading.current_thread().name
         with self._lock:  # around the clock too: the file is in order of time

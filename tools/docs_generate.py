@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ import lguest_nb
 
 PACKAGE = "lguest_nb"
 HIDDEN = {"_modidx"}  # nbdev's index
+HALF = 0.5  # of a protocol's methods; whoever has fewer only has a word in common
 VALUE_COLUMNS = 70  # a longer value is not shown
 CODE = re.compile(r"(`[^`]+`)")
 RST_SPECIAL = re.compile(r"([\\*_|])")
@@ -48,6 +50,31 @@ def modules() -> list[str]:
     return [found.name for found in every if not found.ispkg and found.name.rpartition(".")[2] not in HIDDEN]
 
 
+@cache
+def protocols() -> list[type]:
+    "The classes which say what others must have: `Host`, `Bus` ..."
+    every = [thing for name in modules() for thing in vars(importlib.import_module(name)).values()]
+    ours = [thing for thing in every if inspect.isclass(thing) and thing.__module__.startswith(PACKAGE)]
+    return list(dict.fromkeys(thing for thing in ours if getattr(thing, "_is_protocol", False)))
+
+
+def promised(
+    holder: type,  # a class, which need not name the protocol it follows
+    method: str,
+) -> str:
+    "What a method without a docstring does, in the words of the protocol of which its class has most."
+    fitting = [each for each in protocols() if method in vars(each)]
+    if not fitting:
+        return ""
+
+    def share(protocol: type) -> float:
+        names = [name for name, thing in vars(protocol).items() if inspect.isfunction(thing) and name[0] != "_"]
+        return sum(name in dir(holder) for name in names) / len(names)
+
+    best = max(fitting, key=share)
+    return (inspect.getdoc(getattr(best, method)) or "") if share(best) > HALF else ""
+
+
 def resolve(
     path: str,  # such as `lguest_nb.vring.Virtqueue.wait`
 ) -> tuple[ModuleType, str, Any]:  # its module, its name in there, itself
@@ -72,6 +99,8 @@ def summary(
     "The first sentence of what an object says about itself. Raises `GenerateError` if it says nothing."
     module, inner, found = resolve(path)
     said = inspect.getdoc(found) if inspect.isclass(found) or callable(found) else None
+    if said is None and callable(found):
+        said = promised(getattr(module, inner.partition(".")[0]), inner.rpartition(".")[2])
     if said is None and module.__file__:
         said = comments_of(Path(module.__file__))[inner].value or f"The constant `{inner}`."
     if not said:

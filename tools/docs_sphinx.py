@@ -3,11 +3,12 @@
 import html
 import re
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from docs_comments import Told, comments_of
-from docs_generate import modules, rst
+from docs_generate import modules, promised, rst
 from docutils import nodes
 from docutils.parsers.rst import directives
 from pygments.style import Style
@@ -43,6 +44,9 @@ def process_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any,
     if what in ("data", "attribute"):  # whatever else there may be is what the type says about itself
         lines[:] = [rst(comments.value)]
         return
+    if what == "method" and not any(lines):
+        holder = getattr(import_module(module), name.removeprefix(f"{module}.").partition(".")[0])
+        lines[:] = promised(holder, name.rpartition(".")[2]).splitlines()
     lines[:] = [rst(line) for line in lines]
     fields = [f":param {parameter}: {rst(text)}" for parameter, text in comments.parameters.items()]
     fields += [f":returns: {rst(comments.returns)}"] * bool(comments.returns)

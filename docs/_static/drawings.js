@@ -16,6 +16,7 @@
       theme: "base",
       darkMode: dark(),
       fontFamily: colour("--font-stack"),
+      sequence: { actorMargin: 26, width: 118, messageFontSize: 17, actorFontSize: 17, noteFontSize: 15 },
       themeVariables: {
         darkMode: dark(),
         background: colour("--color-background-primary"),

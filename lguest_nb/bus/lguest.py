@@ -31,7 +31,11 @@ RING_PAGES = page_up(ring_size(VIRTQUEUE_NUM)) // PAGE_SIZE
 class Place:
     "Where one device stands in the descriptor page; Guest-physical addresses."
 
-    def __init__(self, address: int, device: Device) -> None:
+    def __init__(
+        self,
+        address: int,  # of its descriptor
+        device: Device,
+    ) -> None:
         self.device = device
         self.address = address
         self.status = address + 4
@@ -116,7 +120,7 @@ class LguestBus:
         return self.host
 
     def notify(self, address: int) -> None:
-        "The Guest says *look here*, and no eventfd claimed it. Raises `GuestError`."
+        "The Guest says *look here*, and no eventfd claimed it. Raises `GuestError`, or `HostError`."
         log.info("Notify on address %#x", address)
         for place in self.places:
             if address == place.address:

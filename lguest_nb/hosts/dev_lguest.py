@@ -89,7 +89,7 @@ _WHY = {
 
 
 class Refused(HostError):
-    "/dev/lguest said no."
+    "/dev/lguest said no: `what` was tried, `request` is its number, and `number` is the errno."
 
     def __init__(self, what: str, request: int, number: int) -> None:
         why = _WHY.get((request, number))
@@ -118,15 +118,16 @@ class Parker(threading.Thread):
         rung: Callable[[], None],  # called on this thread when one of them was rung
     ) -> None:
         super().__init__(name="lguest parker", daemon=True)
-        self._rung = rung
-        self._epoll = select.epoll()
+        self._rung, self._epoll = rung, select.epoll()
         self._ending = os.eventfd(0, os.EFD_CLOEXEC)
         self._epoll.register(self._ending, select.EPOLLIN)
 
     def watch(self, fd: int) -> None:
+        "Sleep in `fd` too. Any thread."
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
 
     def leave(self, fd: int) -> None:
+        "Sleep in `fd` no more: somebody else does. Any thread."
         self._epoll.unregister(fd)
 
     def run(self) -> None:
@@ -162,7 +163,7 @@ class Lines:
         self._parker: Parker | None = None
 
     def attach(self, address: int, fd: int) -> bool:
-        "Is it new, so that the module must be told and then `add` be called? Raises `HostError`."
+        "Is `address` new, so that the module must be told of `fd`, and then `add` be called? Raises `HostError`."
         known = self._fds.get(address)
         if known not in (None, fd):
             raise HostError(f"Attaching eventfd {fd} to {address:#x} failed: /dev/lguest keeps {known}.")
@@ -173,7 +174,7 @@ class Lines:
         return known is None
 
     def add(self, address: int, fd: int) -> None:
-        "The module has been told."
+        "The module has been told of `fd` at `address`."
         self._fds[address] = fd
 
     def detach(self, address: int) -> None:
@@ -202,6 +203,7 @@ class Lines:
         return self._parker
 
     def close(self) -> None:
+        "Send the parker home."
         if self._parker is not None:
             self._parker.end()
             self._parker = None
@@ -228,12 +230,10 @@ class DevLguestVerbs:
     ) -> None:
         self._open_file, self._word_size = open_file, word_size
         self._file: LguestFile | None = None
-        self._writing = threading.Lock()
-        self._held = ExitStack()
+        self._writing, self._held = threading.Lock(), ExitStack()
         self._lines = Lines(self._rung)
-        self._bedroom = Bedroom()
+        self._bedroom, self._notifies = Bedroom(), 0
         self._stopping = self._look = False
-        self._notifies = 0
 
     def start(self, memory: GuestMemory, boot: BootState, bus: Bus) -> None:
         if self._file is not None:

@@ -79,7 +79,10 @@ def only(
     return places[0]
 
 
-def find(what: str, *seen: tuple[Snapshot, int]) -> int:
+def find(
+    what: str,  # for the sentence, if there is not exactly one
+    *seen: tuple[Snapshot, int],  # a snapshot, and the value which the word has there
+) -> int:  # its index
     "The word which has, in each of several snapshots, the value given with it. Raises `HostError`."
     return only(what, [i for i in range(len(seen[0][0])) if all(words[i] == value for words, value in seen)])
 
@@ -116,8 +119,11 @@ def measure_segments(probe: Probe) -> list[Segment]:
 _MODE_32BIT = 0xB0  # target/i386/cpu.h: HF_CS32_MASK, HF_SS32_MASK and HF_PE_MASK
 
 
-def fault_twice(probe: Probe, eax: int) -> tuple[Snapshot, Snapshot, Snapshot, Snapshot]:
-    "Snapshots at level 1, at level 3, and of two general protection faults with different error codes."
+def fault_twice(
+    probe: Probe,
+    eax: int,  # where that register is in a snapshot
+) -> tuple[Snapshot, Snapshot, Snapshot, Snapshot]:
+    "Snapshots at level 1, at level 3, and of two faults with different error codes. Raises `HostError`."
     probe.set(u.SS, 0x10)
     probe.set(u.ESP, 0x800)
     probe.set(u.EAX, 0x1233)

@@ -115,7 +115,7 @@ def trap_hook(
 
 
 def invalid_hook(cpu: Stoppable, on_invalid: Callable[[], bool]) -> Callable[[], bool]:
-    "What HOOK_INSN_INVALID calls: the same for an instruction the CPU has never heard of."
+    "What HOOK_INSN_INVALID calls: `on_invalid`, the same for an instruction the CPU has never heard of."
 
     def invalid() -> bool:
         cpu.save()
@@ -127,7 +127,7 @@ def invalid_hook(cpu: Stoppable, on_invalid: Callable[[], bool]) -> Callable[[],
 
 
 def io_hook(cpu: Stoppable, on_io: Callable[[], None]) -> Callable[..., int]:
-    "What HOOK_INSN calls for `in` and `out`: nobody lives there, so ones are what they get."
+    "What HOOK_INSN calls for `in` and `out`: `on_io`; nobody lives there, so ones are what they get."
 
     def in_or_out(_port: int, size: int, _value: int = 0) -> int:
         cpu.save()
@@ -164,7 +164,7 @@ class Cpu(Forgetful):
     def watch(
         self,
         first: int,  # physical
-        last: int,
+        last: int,  # the same
     ) -> None:
         "Have `on_store` called before each store which begins between these addresses, both included."
         if not self._watch:

@@ -37,7 +37,11 @@ class Engine:
         if error:
             raise HostError(f"Unicorn says: {ffi.string(self.lib.uc_strerror(error))!r} (error {error}).")
 
-    def control(self, what: int, *arguments: Any) -> None:
+    def control(
+        self,
+        what: int,  # CTL_...
+        *arguments: Any,  # of C, as that setting wants them
+    ) -> None:
         "Change one of the settings of `uc_ctl`."
         code = what | len(arguments) << 26 | 1 << 30  # unicorn.h: how UC_CTL_WRITE packs them
         self.check(self.lib.uc_ctl(self.uc, ffi.cast("int", code), *arguments))
@@ -47,7 +51,7 @@ class Engine:
         address: int,  # physical, whole pages
         memory: Any,  # anything with a writable buffer; the CPU works on it directly
         length: int,  # bytes, whole pages
-        permissions: int = u.PROT_ALL,
+        permissions: int = u.PROT_ALL,  # PROT_..., added up
     ) -> None:
         "Give the CPU `memory` for its physical memory at `address`."
         held = ffi.from_buffer(memory)
@@ -103,7 +107,7 @@ class Registers(Snapshots):
         return cast(int, self._value[0])
 
     def set(self, register: int, value: int) -> None:
-        "Write one register, and take a new snapshot."
+        "Write `value` into one register, and take a new snapshot."
         self._value[0] = value
         self.check(self.lib.uc_reg_write(self.uc, register, self._value))
         self.save()
@@ -111,10 +115,10 @@ class Registers(Snapshots):
     def set_table(
         self,
         register: int,  # GDTR or TR
-        base: int,
-        limit: int,
-        selector: int = 0,
-        flags: int = 0,
+        base: int,  # linear address of the table
+        limit: int,  # offset of its last byte
+        selector: int = 0,  # of TR
+        flags: int = 0,  # of TR: upper half of a descriptor
     ) -> None:
         "Write one of the registers which describe a table."
         table = ffi.new("uc_x86_mmr *", (selector, base, limit, flags))
@@ -236,7 +240,7 @@ class Hooks(CHooks):
         self,
         kind: int,  # HOOK_...
         function: Callable[..., Any],  # gets Unicorn's arguments without the first and the last
-        instruction: int = 0,
+        instruction: int = 0,  # INS_..., for HOOK_INSN
     ) -> Any:
         "A function of C which calls one of Python; if that raises, the CPU stops."
         signature, otherwise = _SIGNATURES[kind, instruction]
@@ -253,7 +257,7 @@ class Hooks(CHooks):
         return self._callbacks[-1]
 
     def hook(self, kind: int, function: Callable[..., Any], instruction: int = 0) -> None:
-        "Have a function of Python called, at all addresses. The arguments are those of `callback`."
+        "Have a function of Python called, at all addresses. `kind` and `instruction` are as for `callback`."
         self.hook_c(kind, self.callback(kind, function, instruction), instruction=instruction)
 
     def close(self) -> None:

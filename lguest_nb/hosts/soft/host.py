@@ -98,7 +98,7 @@ class AnyThread(Attention):
     fence_everywhere: Callable[[], None]  # on every processor which runs one of our threads
 
     def interrupt(self, irq: int) -> None:
-        "LHREQ_IRQ: make an interrupt pending. Any thread."
+        "LHREQ_IRQ: make an interrupt pending. Any thread. Raises `HostError` for a number which there is not."
         if not 0 <= irq < IRQS:
             raise HostError(f"There is no interrupt {irq}: lguest has those from 0 to {IRQS - 1}.")
         with self.lock:
@@ -177,13 +177,13 @@ class Verbs(Accounts):
         self.bus: Bus | None = None
 
     def started(self) -> Machine:
-        "The machine, if there is one."
+        "The machine. Raises `HostError` if there is none."
         if self.machine is None:
             raise HostError("This Host has not been started, or is closed.")
         return self.machine
 
     def start(self, memory: GuestMemory, boot: BootState, bus: Bus) -> None:
-        "LHREQ_INITIALIZE: make a machine, and be the thread which runs it."
+        "LHREQ_INITIALIZE: make a machine, and be the thread which runs it. Raises `HostError` if there is one already."
         if self.machine is not None:
             raise HostError("This Host has been started already; a second Guest needs a second Host.")
         self._timer = Timer()
@@ -198,7 +198,7 @@ class Verbs(Accounts):
         self._timer.start(lambda: self.interrupt(0))
 
     def attach_eventfd(self, address: int, fd: int, value: int | None = None) -> None:
-        "LHREQ_EVENTFD: from now on a NOTIFY of `address` goes to `fd`. On the CPU thread."
+        "LHREQ_EVENTFD: a NOTIFY of `address` goes to `fd`. On the CPU thread. Raises `HostError` for any `value`."
         if not address or value is not None:
             raise HostError(f"A lguest Guest has no way to notify address {address:#x} with a value of {value}.")
         eventfds = self.started().eventfds
@@ -206,7 +206,7 @@ class Verbs(Accounts):
         eventfds[address] = os.dup(fd)
 
     def detach_eventfd(self, address: int, value: int | None = None) -> None:
-        "No more. On the CPU thread."
+        "No more of `address`; `value` is ignored. On the CPU thread."
         if self.machine is not None and address in self.machine.eventfds:
             os.close(self.machine.eventfds.pop(address))
 

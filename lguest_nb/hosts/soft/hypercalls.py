@@ -116,7 +116,7 @@ class Hypercalls(OwnCalls):
         }
 
     def do(self, number: int, arguments: Arguments) -> None:
-        "One hypercall. `do_hcall` in `drivers/lguest/hypercalls.c`."
+        "The hypercall of that `number`. `do_hcall` in `drivers/lguest/hypercalls.c`."
         call = self._calls.get(number)
         if call is None:
             raise GuestError(f"Bad hypercall {number}")
@@ -128,7 +128,7 @@ class Ring(Hypercalls):
     "Hypercalls, with those which the Guest has saved up."
 
     def call(self, number: int, arguments: Arguments) -> bool:
-        "Do a hypercall after those in the ring. False: stopped on the way, call again with the same arguments."
+        "Do hypercall `number` after those in the ring. False: stopped on the way, call again with the same arguments."
         if self.data is None:
             self._initialize(number, arguments)
             return True

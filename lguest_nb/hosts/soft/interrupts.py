@@ -32,7 +32,7 @@ class Gate:
     "One entry of the Guest's Interrupt Descriptor Table."
 
     def __init__(self, low: int, high: int) -> None:
-        "Raises `GuestError` for types which are neither interrupt nor trap gates."
+        "From `low` and `high` word. Raises `GuestError` for types which are neither interrupt nor trap gates."
         self.present = high & 0x8000 != 0
         self.handler = low & 0xFFFF | high & 0xFFFF0000
         self.privilege = high >> 13 & 3
@@ -51,15 +51,25 @@ class Gates:
         self.stack = (KERNEL_DATA_SELECTOR, 0)  # SET_STACK's
         self.data: LguestData | None = None  # not before LGUEST_INIT
 
-    def load_idt_entry(self, vector: int, low: int, high: int) -> None:
-        "LHCALL_LOAD_IDT_ENTRY."
+    def load_idt_entry(
+        self,
+        vector: int,
+        low: int,  # word of the gate
+        high: int,
+    ) -> None:
+        "LHCALL_LOAD_IDT_ENTRY: what happens at `vector`; `high` is the other word."
         if vector in _IGNORED:
             return
         if vector >= _VECTORS:
             raise GuestError(f"Setting idt entry {vector}")
         self.idt[vector] = Gate(low, high)
 
-    def set_stack(self, selector: int, esp: int, pages: int) -> None:
+    def set_stack(
+        self,
+        selector: int,  # of the kernel's stack
+        esp: int,  # linear, where frames begin
+        pages: int,  # how many the stack has: 1 or 2
+    ) -> None:
         "LHCALL_SET_STACK: where frames go when a program is interrupted."
         if selector & 3 != 1:
             raise GuestError(f"bad stack segment {selector}")
@@ -144,7 +154,7 @@ class Exceptions(Quirks):
         self.cpu.set(u.CR0, cr0 | 8 if on else cr0 & ~8)
 
     def by_mistake(self, vector: int, error: int) -> None:
-        "An exception, with its error code or 0."
+        "The exception `vector`, with its error code or 0: ours to mend, or the Guest's to hear about."
         state, layout = self.cpu.state, self.cpu.layout
         if vector == PAGE_FAULT:
             if self.tables.demand_page(state[layout.cr2]):
@@ -161,7 +171,7 @@ class Exceptions(Quirks):
         self.reflect(vector, error)
 
     def reflect(self, vector: int, error: int) -> None:
-        "Give the Guest an exception."
+        "Give the Guest the exception `vector`, with its `error` code or 0."
         gate, state, layout = self.idt[vector], self.cpu.state, self.cpu.layout
         if not gate.present:
             detail = state[layout.cr2] if vector == PAGE_FAULT else error
@@ -229,7 +239,7 @@ class Waiting(Reflector):
             self.cpu.unwatch()
 
     def on_store(self, address: int, value: int) -> None:
-        "The Guest is about to store into `irq_enabled` or `blocked_interrupts`."
+        "The Guest is about to store `value` into `irq_enabled` or `blocked_interrupts`, which is at `address`."
         if self.data is None or address != self.data.address or value & INTERRUPTS_ON:
             self.cpu.unwatch()
             self.cpu.kick()

@@ -78,14 +78,14 @@ class Statistics:
         self.costs: Costs = {}
 
     def add(self, name: str, seconds: float) -> None:
-        "One more `name`, which took so long."
+        "One more `name`, which took that many `seconds`."
         count, total = self.costs.get(name, (0, 0.0))
         self.costs[name] = count + 1, total + seconds
 
 
 def table(
-    title: str,
-    counts: dict[str, int],
+    title: str,  # of the table
+    counts: dict[str, int],  # name → how often
     costs: Costs,  # may know the names in `counts`, or not
 ) -> list[str]:
     "Lines of text, the most frequent first."
@@ -103,8 +103,8 @@ class Parts:
         self,
         memory: GuestMemory,
         timer: Timer,
-        on_trap: Callable[[int], bool],
-        on_invalid: Callable[[], bool],
+        on_trap: Callable[[int], bool],  # gets the vector; was the `state` changed?
+        on_invalid: Callable[[], bool],  # the same for an instruction which there is not
     ) -> None:
         self.switcher = Switcher()
         self.cpu = cpu = Cpu(measure(), on_trap, on_invalid, self.on_io, self.on_code, self.on_store)
@@ -132,7 +132,7 @@ class Parts:
         self.interrupts.io_in_program()
 
     def on_code(self, pc: int, size: int) -> None:
-        "A piece of code has been translated: remember its pages."
+        "`size` bytes of code at `pc` have been translated: remember their pages."
         for page in {pc // PAGE_SIZE, (pc + max(size, 1) - 1) // PAGE_SIZE} - self.tables.translated:
             self.tables.translated.add(page)
             physical = self.tables.find(page * PAGE_SIZE & 0xFFFFFFFF)
@@ -140,7 +140,7 @@ class Parts:
                 self.code_pages.add(physical // PAGE_SIZE)
 
     def on_store(self, address: int, value: int) -> None:
-        "The Guest writes where we asked to be told."
+        "The Guest writes `value` at an `address` where we asked to be told."
         self.interrupts.on_store(address, value)
 
 # %% ../../../nbs/57_machine.ipynb #c223f694
@@ -159,7 +159,7 @@ class Machine(Parts):
         self._deliver = deliver
 
     def hypercall(self, number: int, arguments: Arguments) -> None:
-        "A hypercall, or as much of it as can be done now."
+        "The hypercall of that `number`, or as much of it as can be done now."
         if not self.calls.call(number, arguments):
             self.unfinished = number, arguments
         self.tables.flush()

@@ -112,7 +112,7 @@ class PageTables(Shadow):
         self.stale = False
 
     def set_pte(self, virtual: int, entry: int) -> None:
-        "LHCALL_SET_PTE: the Guest has changed the entry of one page."
+        "LHCALL_SET_PTE: the Guest has changed the `entry` of the page at the `virtual` address."
         if virtual >> 22 >= SWITCHER_SLOT:
             raise GuestError("attempt to access switcher pages")
         if entry & PRESENT and (entry & LARGE or entry & ~_FLAGS >= self.memory.limit):
@@ -164,7 +164,7 @@ class Walker(Finder):
         return found
 
     def write(self, virtual: int, data: bytes) -> list[tuple[int, int]]:
-        "Put `data` into the Guest's memory. Returns where it went, as `spans` does."
+        "Put `data` at a `virtual` address of the Guest's. Returns where it went, as `spans` does."
         spans, done = self.spans(virtual, len(data)), 0
         for at, length in spans:
             if at >= self.memory.limit:
@@ -174,7 +174,7 @@ class Walker(Finder):
         return spans
 
     def read(self, virtual: int, length: int) -> bytes:
-        "`length` bytes from the Guest's memory."
+        "`length` bytes from a `virtual` address of the Guest's."
         data = b""
         for at, part in self.spans(virtual, length):
             if at >= self.memory.limit:

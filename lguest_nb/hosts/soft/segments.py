@@ -35,8 +35,8 @@ _FULL_CODE, _FULL_DATA = (0x0000FFFF, 0x00CFBB00), (0x0000FFFF, 0x00CFB300)  # 0
 
 
 def fix_descriptor(
-    low: int,  # as the Guest gave it
-    high: int,
+    low: int,  # lower half, as the Guest gave it
+    high: int,  # upper half
 ) -> tuple[int, int]:  # as the processor may see it
     "What `fixup_gdt_table` in `drivers/lguest/segments.c` did, and no special entries."
     if not high & _CODE_OR_DATA:
@@ -68,7 +68,7 @@ class Switcher:
         cpu.set_table(u.TR, SWITCHER + _TSS_OFFSET, _TSS_SIZE - 1, TSS * 8, 0x8900)
 
     def load(self, number: int, low: int, high: int) -> None:
-        "LHCALL_LOAD_GDT_ENTRY. Raises `GuestError`."
+        "LHCALL_LOAD_GDT_ENTRY: entry `number` from its halves `low` and `high`. Raises `GuestError`."
         if number >= GDT_ENTRIES:
             raise GuestError(f"too many gdt entries {number}")
         if number not in _IGNORED:
@@ -98,7 +98,7 @@ _LEVEL, _32BIT = 3, 0x30  # in the mode word
 def load_flat(
     state: memoryview,  # a snapshot's words
     segment: Segment,
-    selector: int,
+    selector: int,  # what a Guest sees of it
     flags: int,  # upper half of a descriptor
 ) -> None:
     "Write into a snapshot what loading a segment from 0 to 4 GB leaves behind."

@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot test lint export run-notebooks bench fuzz clean
+.PHONY: help boot test lint export run-notebooks docs docs-serve bench fuzz clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +13,8 @@ JOBS ?= 2
 # How long to fuzz, and with what: there are wheels of it for Python 3.11 to 3.13 on x86-64, and no test needs it.
 MINUTES ?= 1
 FUZZER := atheris==3.0.0
+# Where make docs-serve is to be found.
+PORT ?= 8000
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -20,9 +22,9 @@ help: ## list the targets
 boot: $(VENV)/.run-time ## boot the tiny Guest: a prompt on a terminal, else a visit that proves each device
 	@$(PY) tools/boot.py
 
-test: $(VENV)/.dev ## all the tests: exports, lint, types, notebooks, pytest
+test: $(VENV)/.dev $(VENV)/.docs ## all the tests: exports, lint, types, notebooks, the site, pytest
 	@$(PY) tools/check_export.py
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory lint docs
 	@$(PY) -m pytest -n $(JOBS)
 
 lint: $(VENV)/.dev ## ruff and mypy
@@ -35,6 +37,12 @@ export: $(VENV)/.dev ## write lguest_nb/ and README.md from the notebooks
 
 run-notebooks: $(VENV)/.dev ## run every notebook and save its outputs in place
 	@$(PY) tools/run_notebooks.py
+
+docs: $(VENV)/.docs ## build the site in build/docs/html, from the notebooks and docs/
+	@$(PY) tools/docs_build.py
+
+docs-serve: docs ## build the site and serve it at http://127.0.0.1:PORT/ (8000)
+	@$(PY) -m http.server --bind 127.0.0.1 --directory build/docs/html $(PORT)
 
 bench: $(VENV)/.run-time ## measure how fast the tiny Guest starts, and its memory
 	@$(PY) tools/bench.py
@@ -58,4 +66,8 @@ $(VENV)/.fuzz: $(VENV)/.run-time
 $(VENV)/.dev: $(METADATA) tools/environment.sh tools/test_packages.sh
 	@PYTHON='$(PYTHON)' sh tools/test_packages.sh
 	@sh tools/environment.sh $(VENV) '$(PYTHON)' dev
+	@touch $(VENV)/.run-time $@
+
+$(VENV)/.docs: $(METADATA) tools/environment.sh
+	@sh tools/environment.sh $(VENV) '$(PYTHON)' docs
 	@touch $(VENV)/.run-time $@

@@ -37,7 +37,7 @@ setup(
         *settings["requirements"].split(),
         *(f"{requirement}; {has_unicorn}" for requirement in settings["soft_requirements"].split()),
     ],
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "docs")},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{package}={package}._modidx:d"],

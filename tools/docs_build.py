@@ -74,30 +74,27 @@ def write_sources(
     write(sources / "boot.svg", boot_picture.drawn(boot_picture.boot()))
 
 
+def run_sphinx(
+    sources: Path,
+    out: Path,  # gets html/, and what Sphinx remembers
+) -> int:  # exit status
+    "Sources into finished pages, which need no other host. Raises `AssetError`."
+    options = ["-q", "-W", "--keep-going", "-E", "-j", "auto", "-c", str(ROOT / "docs"), "-d", str(out / "doctrees")]
+    status = build_main([*options, "-b", "html", str(sources), str(out / "html")])
+    if status == 0:
+        provide(out / "html", ROOT / "build" / "docs" / "npm")
+    return status
+
+
 def build(
-    out: Path,  # made anew
+    out: Path,
 ) -> int:  # exit status
     "The whole site, from scratch: what an earlier build left could hide a link that is broken now."
     shutil.rmtree(out / "sources", ignore_errors=True)
     shutil.rmtree(out / "html", ignore_errors=True)
     try:
         write_sources(out / "sources")
-        options = [
-            "-q",
-            "-W",
-            "--keep-going",
-            "-E",
-            "-j",
-            "auto",
-            "-c",
-            str(ROOT / "docs"),
-            "-d",
-            str(out / "doctrees"),
-        ]
-        status = build_main([*options, "-b", "html", str(out / "sources"), str(out / "html")])
-        if status == 0:
-            provide(out / "html", out / "npm")
-        return status
+        return run_sphinx(out / "sources", out)
     except (pages.PageError, generate.GenerateError, AssetError, GuestLost) as error:
         print(f"The site cannot be built: {error}", file=sys.stderr)
         return 1

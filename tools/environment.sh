@@ -21,7 +21,12 @@ if [ ! -x "$venv/bin/pip" ]; then
     "$python" -m venv "$venv"
     say done.
 fi
-printf 'Installing lguest-nb%s into %s ... ' "${extra:+ with what its tests need}" "$venv" >&2
+case $extra in
+dev) with=' with what its tests need' ;;
+docs) with=' with what its site is made with' ;;
+*) with= ;;
+esac
+printf 'Installing lguest-nb%s into %s ... ' "$with" "$venv" >&2
 if ! "$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2; then
     say "pip could not install lguest-nb; what it said is above. The first time it needs a package index within reach."
     exit 2

@@ -19,6 +19,7 @@ need qemu-utils qemu-img --version
 need iproute2 ip -V
 need iputils-ping ping -V
 need gdb gdb --version
+need chromium chromium --version
 
 [ -n "$missing" ] || exit 0
 install="apt-get install$missing"

@@ -19,7 +19,6 @@ root_doc = "index"
 
 # Outputs are those which are committed, and `make test` knows them to be what the notebooks print.
 nb_execution_mode = "off"
-nb_merge_streams = True
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 3
@@ -38,6 +37,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 76
 toc_object_entries_show_parents = "hide"
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False  # each name is documented where it is defined
 modindex_common_prefix = ["lguest_nb."]
 
 # What the page looks like; book.css has the rest. Furo writes these for day, for night, and for what the reader's

@@ -1,6 +1,6 @@
 """A Linux kernel of your own, booted by the real command: name it in LGUEST_KERNEL to have it tried.
 
-LGUEST_KERNEL  a 32-bit vmlinux or bzImage with lguest support (docs/index.md says how to configure one)
+LGUEST_KERNEL  a 32-bit vmlinux or bzImage with lguest support (docs/kernels.md says how to configure one)
 LGUEST_INITRD  an initramfs which ends in a root shell on /dev/hvc0, with busybox's commands and device nodes;
                without it, gcc makes one of linux_init.c
 LGUEST_PROMPT  how the shell of LGUEST_INITRD prompts; "# " if it is not set

@@ -4,21 +4,14 @@ import re
 from pathlib import Path
 
 import nbformat
+from docs_pages import DIRECTIVE, directives
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "nbs" / "index.ipynb"
 README = ROOT / "README.md"
 
-DIRECTIVE = re.compile(r"^#\|[ \t]*(\S+?):?(?:[ \t]+(.*?))?[ \t]*$", re.MULTILINE)
 NOTEBOOK_LINK = re.compile(r"\]\((?!\w+:|/|#|\.\./)([^)]+)\)")
-
-
-def directives(
-    source: str,  # of a code cell
-) -> dict[str, str]:  # name → argument
-    "The nbdev directives of a cell."
-    return {name: argument or "" for name, argument in DIRECTIVE.findall(source)}
 
 
 def shown(

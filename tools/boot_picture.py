@@ -23,6 +23,7 @@ COLUMNS, LINES = 96, 30
 CELL, LINE, FONT = 9.0, 20, 15  # pixels
 MARGIN, BAR = 22, 38
 SHELL_PROMPT = "$ "
+NO_BREAK = "\xa0"  # a space which no renderer of SVG swallows
 TYPED = [  # at the Guest's prompt
     "dev",
     "disk write 3 hello from the Guest",
@@ -88,6 +89,7 @@ def text_element(
         return ""
     x, y = MARGIN + (column + left) * CELL, BAR + MARGIN + line * LINE + FONT - 3
     width = len(stripped) * CELL
+    stripped = stripped.replace(" ", NO_BREAK)
     return (
         f'<text x="{x:g}" y="{y:g}" textLength="{width:g}" lengthAdjust="spacingAndGlyphs" '
         f'fill="{colour}">{html.escape(stripped, quote=False)}</text>'
@@ -103,8 +105,7 @@ def drawn(
     height = BAR + 2 * MARGIN + used * LINE
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" font-family="IBM Plex Mono, DejaVu Sans Mono, monospace" font-size="{FONT}" '
-        'xml:space="preserve">',
+        f'height="{height:g}" font-family="IBM Plex Mono, DejaVu Sans Mono, monospace" font-size="{FONT}">',
         f'<rect width="{width:g}" height="{height:g}" rx="10" fill="{SCREEN}"/>',
         f'<path d="M0 {BAR}V10A10 10 0 0 1 10 0H{width - 10:g}A10 10 0 0 1 {width:g} 10V{BAR}Z" fill="{FRAME}"/>',
         *(f'<circle cx="{MARGIN + 18 * i}" cy="{BAR / 2:g}" r="5.5" fill="#4a565a"/>' for i in range(3)),

@@ -44,6 +44,8 @@ def process_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any,
     if what in ("data", "attribute"):  # whatever else there may be is what the type says about itself
         lines[:] = [rst(comments.value)]
         return
+    if what == "class":  # what every NamedTuple says of itself is no news
+        lines[:] = [line for line in lines if not line.startswith("Create new instance of ")]
     if what == "method" and not any(lines):
         holder = getattr(import_module(module), name.removeprefix(f"{module}.").partition(".")[0])
         lines[:] = promised(holder, name.rpartition(".")[2]).splitlines()

@@ -138,7 +138,7 @@ def test_the_reference_has_comments_as_fields_and_a_way_into_the_source(site: Pa
     assert "../_modules/lguest_nb/memory.html#GuestMemory.check" in entry
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
     "The site, served to this machine alone."
     yield from served(site)
@@ -158,8 +158,9 @@ def served(directory: Path) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    "A browser for these tests alone: other tests count the children of this process."
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, ALONE])
         yield browser

@@ -18,7 +18,7 @@ from docs_generate import modules, resolve
 from docs_pages import page
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
-from run_notebooks import save
+from run_notebooks import WIDGET_VIEW, save
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "docs" / "html"
@@ -113,8 +113,10 @@ def test_every_output_of_a_notebook_is_on_its_page(site: Path) -> None:
         cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
         hidden = [cell for cell in cells if "#| hide" in cell.source]
         printed = [output for cell in cells if cell not in hidden for output in cell.outputs]
+        widgets = [output for output in printed if WIDGET_VIEW in output.get("data", {})]
         text = (site / "tour" / f"{notebook.stem}.html").read_text(encoding="utf-8")
-        assert text.count('<div class="output ') == len(printed), notebook.name
+        assert text.count('<div class="output ') == len(printed) - len(widgets), notebook.name
+        assert text.count(f'<script type="{WIDGET_VIEW}">') == len(widgets), notebook.name
 
 
 def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:

@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot test lint export run-notebooks docs docs-serve bench fuzz clean
+.PHONY: help boot lab test lint export run-notebooks docs docs-serve bench fuzz clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,10 @@ PY := $(VENV)/bin/python
 METADATA := settings.ini setup.py pyproject.toml
 # Workers of pytest. More than the cores there are only makes tests wait for each other.
 JOBS ?= 2
+# What `make lab` opens first.
+NOTEBOOK ?= nbs/99_live_desk.ipynb
+# Jupyter asks root whether that is meant; and nobody needs to know that we are here.
+LAB_OPTIONS := $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 # How long to fuzz, and with what: there are wheels of it for Python 3.11 to 3.13 on x86-64, and no test needs it.
 MINUTES ?= 1
 FUZZER := atheris==3.0.0
@@ -21,6 +25,9 @@ help: ## list the targets
 
 boot: $(VENV)/.run-time ## boot the tiny Guest: a prompt on a terminal, else a visit that proves each device
 	@$(PY) tools/boot.py
+
+lab: $(VENV)/.live ## JupyterLab with the notebooks: a Guest you can type into and watch
+	@$(PY) -m jupyterlab $(LAB_OPTIONS) $(NOTEBOOK)
 
 test: $(VENV)/.dev $(VENV)/.docs ## all the tests: exports, lint, types, notebooks, the site, pytest
 	@$(PY) tools/check_export.py
@@ -58,6 +65,10 @@ $(VENV)/.run-time: $(METADATA)
 	@sh tools/environment.sh $(VENV) '$(PYTHON)'
 	@touch $@
 
+$(VENV)/.live: $(METADATA) tools/environment.sh
+	@sh tools/environment.sh $(VENV) '$(PYTHON)' live
+	@touch $(VENV)/.run-time $@
+
 $(VENV)/.fuzz: $(VENV)/.run-time
 	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: $(FUZZER) || { \
 	    echo "make fuzz needs $(FUZZER), and there is no wheel of it within reach for this Python and processor." >&2; exit 2; }
@@ -66,7 +77,7 @@ $(VENV)/.fuzz: $(VENV)/.run-time
 $(VENV)/.dev: $(METADATA) tools/environment.sh tools/test_packages.sh
 	@PYTHON='$(PYTHON)' sh tools/test_packages.sh
 	@sh tools/environment.sh $(VENV) '$(PYTHON)' dev
-	@touch $(VENV)/.run-time $@
+	@touch $(VENV)/.run-time $(VENV)/.live $@
 
 $(VENV)/.docs: $(METADATA) tools/environment.sh
 	@sh tools/environment.sh $(VENV) '$(PYTHON)' docs

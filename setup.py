@@ -37,7 +37,10 @@ setup(
         *settings["requirements"].split(),
         *(f"{requirement}; {has_unicorn}" for requirement in settings["soft_requirements"].split()),
     ],
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "docs")},
+    extras_require={
+        extra: " ".join(settings[f"{part}_requirements"] for part in parts).split()
+        for extra, parts in {"live": ["live"], "dev": ["dev", "live"], "docs": ["docs", "live"]}.items()
+    },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{package}={package}._modidx:d"],

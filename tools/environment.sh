@@ -24,6 +24,7 @@ fi
 case $extra in
 dev) with=' with what its tests need' ;;
 docs) with=' with what its site is made with' ;;
+live) with=' with JupyterLab and what live views need' ;;
 *) with= ;;
 esac
 printf 'Installing lguest-nb%s into %s ... ' "$with" "$venv" >&2

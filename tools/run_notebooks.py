@@ -136,12 +136,21 @@ def run(
     return tidy(notebook, path.stem)
 
 
+def lines_of(value: Any) -> list[str]:
+    return json.dumps(value, indent=1, sort_keys=True).replace("\\n", "\n").splitlines()
+
+
 def outputs(notebook: NotebookNode) -> list[str]:
-    "All outputs as lines of text, each cell's under its first line of source."
+    "All outputs as lines of text, each cell's under its first line of source, and then what the widgets show."
     lines = []
     for cell in code_cells(notebook):
         lines.append(f"after `{next(iter(cell.source.splitlines()), '')}`:")
-        lines += json.dumps(cell.outputs, indent=1, sort_keys=True).replace("\\n", "\n").splitlines()
+        lines += lines_of(cell.outputs)
+    widgets = notebook.metadata.get("widgets", {}).get(WIDGETS, {"state": {}})["state"]
+    for name, widget in widgets.items():
+        lines.append(f"widget {name}:")
+        # which release of a library made it is no matter of ours
+        lines += lines_of({k: v for k, v in widget["state"].items() if not k.endswith("_version")})
     return lines
 
 

@@ -13,7 +13,7 @@ import struct
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -128,6 +128,7 @@ def boot(
     megabytes: int = 16,  # of memory
     ip: str = "",  # the Guest's own address, A.B.C.D
     host: Host | None = None,  # or the software Host
+    design: Callable[[int, Host, int], Launcher] = Launcher,  # of megabytes, host and output
 ) -> tuple[str, Ending]:  # what it printed, how it ended
     "Boot the tiny guest, let it run `commands`, and wait for its end. Raises `LguestError`."
     if host is None:
@@ -136,7 +137,7 @@ def boot(
         host = SoftHost()
     output, (typed, keyboard) = os.memfd_create("tiny-guest output"), os.pipe()
     try:
-        with Launcher(megabytes, host, output) as launcher:
+        with design(megabytes, host, output) as launcher:
             for device in (*devices, Console(typed, output)):
                 launcher.add(device)
             launcher.load(str(path()), command_line(*commands, "poweroff", ip=ip))

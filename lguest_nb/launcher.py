@@ -123,8 +123,7 @@ class Launcher:
         log.info("Guest: %#x bytes, limit %#x", self.memory.size, self.memory.limit)
         self.bus.host = self.host
         try:
-            self.host.start(self.memory, self.boot, self.bus)
-            ending = self.host.run()
+            ending = self.run_guest()
         except GuestError as e:
             ending = Ending("died", str(e))
         except Stopped:
@@ -134,6 +133,11 @@ class Launcher:
         if self.failure is not None:
             raise self.failure
         return ending
+
+    def run_guest(self) -> Ending:
+        "`tell_kernel`, `run_guest` in lguest.c: the part of `run` which another design does in another way."
+        self.host.start(self.memory, self.boot, self.bus)
+        return self.host.run()
 
     def stop(self) -> None:
         "Make `run` return soon. Any thread, any time; harmless when it's over."

@@ -156,7 +156,8 @@ class LguestBus:
         elif status & STATUS_DRIVER_OK and not device.running:
             self._start(place)
 
-    def _start(self, place: Place) -> None:
+    def accept(self, place: Place) -> None:
+        "From now on, and until it is reset, what the driver accepted of the device's features is fixed."
         device = place.device
         accepted = self.memory.read(place.accepted, place.feature_len)
         offered = device.features.to_bytes(place.feature_len, "little")
@@ -165,7 +166,10 @@ class LguestBus:
         for vq in device.queues:
             vq.fence = self._connected().fence
             vq.indirect = bool(device.accepted & F_RING_INDIRECT_DESC)
-        start_device(device, self._connected(), self.failed)
+
+    def _start(self, place: Place) -> None:
+        self.accept(place)
+        start_device(place.device, self._connected(), self.failed)
 
     def _reset(self, place: Place) -> None:
         device = place.device

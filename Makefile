@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot lab test lint export run-notebooks docs docs-serve bench fuzz clean
+.PHONY: help boot lab test lint export run-notebooks docs docs-serve bench bench-before fuzz clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -53,6 +53,9 @@ docs-serve: docs ## build the site and serve it at http://127.0.0.1:PORT/ (8000)
 
 bench: $(VENV)/.run-time ## measure how fast the tiny Guest starts, and its memory
 	@$(PY) tools/bench.py
+
+bench-before: $(VENV)/.run-time ## measure a ping and a flood through the Launcher before and after June 2009
+	@$(PY) tools/bench_before.py
 
 fuzz: $(VENV)/.fuzz ## throw hostile rings and files at everything for MINUTES=1; finds are kept in build/fuzz
 	@$(PY) tools/fuzz.py --minutes $(MINUTES)

@@ -27,6 +27,7 @@ CELL_LIMIT = 60  # seconds; a whole notebook should need less than 20
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 NOT_RUN = re.compile(r"^#\|\s*(eval:\s*false|notest)\b|nbdev_export\(", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NOT_SEEN = "Not seen here: "  # how a cell begins which says that this machine lacks what it wants to show
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_REFERENCE = re.compile(r"IPY_MODEL_([0-9a-f]{32})")
@@ -154,12 +155,35 @@ def outputs(notebook: NotebookNode) -> list[str]:
     return lines
 
 
+def not_seen(
+    outputs: list[NotebookNode],  # of one cell
+) -> str:  # the sentence, or nothing
+    "What a cell says that it could not show here."
+    texts = [output.get("text", "") for output in outputs]
+    return next((text.strip() for text in texts if text.startswith(NOT_SEEN)), "")
+
+
+def keep_not_seen(
+    committed: NotebookNode,
+    now: NotebookNode,  # the same notebook, run here; what could not be seen is taken over from `committed`
+) -> list[str]:  # what could not be seen
+    "A machine which lacks something neither fails the outputs of one which has it, nor overwrites them."
+    sentences = []
+    for old, new in zip(code_cells(committed), code_cells(now), strict=True):
+        if sentence := not_seen(new.outputs):
+            sentences.append(sentence)
+            new.outputs = old.outputs or new.outputs
+    return sentences
+
+
 def check(
     path: Path,  # of the notebook
 ) -> str:  # what differs, or nothing
-    "Compare what a notebook prints now with what is committed."
-    committed = tidy(nbformat.read(path, as_version=4), path.stem)
-    texts = outputs(committed), outputs(run(path))
+    "Compare what a notebook prints now with what is committed. Prints what could not be compared here."
+    committed, now = tidy(nbformat.read(path, as_version=4), path.stem), run(path)
+    for sentence in dict.fromkeys(keep_not_seen(committed, now)):
+        print(f"{path.name}: {sentence}", flush=True)
+    texts = outputs(committed), outputs(now)
     return "\n".join(difflib.unified_diff(*texts, "committed", "this run", lineterm="", n=2))
 
 
@@ -168,6 +192,7 @@ def save(
 ) -> None:
     "Run a notebook and save it in one step: whoever reads it meanwhile sees the old or the new, whole."
     notebook = run(path)
+    keep_not_seen(tidy(nbformat.read(path, as_version=4), path.stem), notebook)
     written = path.with_name(f".{path.stem}.tmp")
     nbformat.write(notebook, written)
     os.replace(written, path)

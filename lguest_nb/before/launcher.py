@@ -51,7 +51,7 @@ class BeforeLauncher(Launcher):
         host: BreakableHost,  # not started yet
         output_fd: int = 1,  # where the Guest's early messages go
         alarm: AlarmClock | None = None,  # or a real one; this thread must then be the main one
-        usec: int = 500,  # microseconds, how long a transmit queue is left alone at first
+        usec: int = 500,  # microseconds, how long a transmit queue is left alone at first; 0: not at all
     ) -> None:
         "Raises `LguestError`."
         self.alarm = alarm or Alarm()
@@ -132,10 +132,11 @@ class BeforeLauncher(Launcher):
         self.waker.watch(fd)
 
     def block_vq(self, vq: Virtqueue) -> None:
-        "Have the Guest not kick `vq`, and look at it when the alarm rings."
-        self.memory.u16[vq.used] = USED_NO_NOTIFY
-        self.blocked.add(vq)
-        self.alarm.set(self.mitigation.usec)
+        "Have the Guest not kick `vq`, and look at it when the alarm rings; if there is mitigation at all."
+        if self.mitigation.usec:
+            self.memory.u16[vq.used] = USED_NO_NOTIFY
+            self.blocked.add(vq)
+            self.alarm.set(self.mitigation.usec)
 
     def _handle_timeout(self) -> None:
         self.alarm.rang()

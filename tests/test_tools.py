@@ -43,6 +43,22 @@ def test_a_changed_output_is_shown_as_a_diff(tmp_path: Path) -> None:
     assert "-" in (trouble := check(path)) and "ancient" in trouble and "old" in trouble
 
 
+def test_what_cannot_be_seen_here_is_neither_compared_nor_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "import os\nprint('Not seen here: a unicorn.' if os.path.exists('blind') else 'a unicorn')"
+    path = write(tmp_path / "toy.ipynb", source, "print('always')")
+    save(path)
+    first = path.read_text()
+    (tmp_path / "blind").touch()
+    assert check(path) == ""
+    assert "toy.ipynb: Not seen here: a unicorn." in capsys.readouterr().out
+    save(path)
+    assert path.read_text() == first
+    path.write_text(first.replace("always\\n", "never\\n"))
+    assert "never" in check(path)
+
+
 def test_how_a_stream_was_cut_is_no_difference() -> None:
     said = [("stdout", "one\n"), ("stdout", "two\n"), ("stderr", "!")]
     pieces = [new_output("stream", name=name, text=text) for name, text in said]

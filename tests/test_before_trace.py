@@ -1,0 +1,133 @@
+"""One ping through either design as strace sees it, on a tap and on a wire; and what is read out of a trace."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lguest_nb.before import ping
+from lguest_nb.before.ping import AFTER_2009, BEFORE_2009, beside, count, label, one_ping, trace_pings
+from lguest_nb.memory import LguestError
+from lguest_nb.strace import Call, parse, strace, why_not
+
+ROOT = Path(__file__).parent.parent
+CUT = """\
+7 read(3<pipe:[1]>,  <unfinished ...>
+8 write(4<pipe:[1]>, "x", 1 <unfinished ...>
+7 <... read resumed>"x", 1) = 1
+8 <... write resumed>) = 1
+8 --- SIGALRM {si_signo=SIGALRM, si_code=SI_KERNEL} ---
+8 rt_sigreturn({mask=[]}) = -1 EINTR (Interrupted system call)
+7 read(3<pipe:[1]>,  <unfinished ...>
+8 +++ exited with 0 +++
+"""
+needs_strace = pytest.mark.skipif(bool(why_not()), reason=f"needs strace: {why_not()}")
+
+
+def test_a_call_which_was_cut_in_two_is_one_call() -> None:
+    assert parse(CUT) == [
+        Call(7, "read", '3<pipe:[1]>, "x", 1) = 1', 0, 2),
+        Call(8, "write", '4<pipe:[1]>, "x", 1) = 1', 1, 3),
+        Call(8, "SIGALRM", "", 4, 4),
+        Call(8, "rt_sigreturn", "{mask=[]}) = -1 EINTR (Interrupted system call)", 5, 5),
+        Call(7, "read", "3<pipe:[1]>, ", 6, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("write", '3</memfd:lguest>(deleted), "pread = EAGAIN", 14) = 14', "pread = EAGAIN"),
+        ("write", '5<pipe:[9]>, "\\16", 1) = 1', "write(pipe)"),
+        ("write", '20<anon_inode:[eventfd]>, "\\1\\0", 8) = 8', "kick"),
+        ("readv", "13</dev/net/tun>, [{...}], 1) = 108", "readv(tap)"),
+        ("writev", "6<socket:[4]>, [{...}], 1) = 108", "writev(tap)"),
+        ("pselect6", "14, [0<pipe:[1]>], NULL, NULL, NULL, NULL) = 1 (in [0])", "select"),
+        ("poll", "[{fd=8</dev/net/tun>, events=POLLIN}], 1, 0) = 0 (Timeout)", "poll, no time"),
+        ("poll", "[{fd=8</dev/net/tun>, events=POLLIN}], 1, -1", "poll"),
+        ("newfstatat", '3</memfd:lguest>(deleted), "", {...}) = 0', "newfstatat"),
+        ("rt_sigreturn", "{mask=[]}) = 0", "sigreturn"),
+    ],
+)
+def test_a_call_has_a_name_anybody_understands(name: str, text: str, expected: str) -> None:
+    assert label(Call(1, name, text, 0, 0)) == expected
+
+
+def test_lists_are_compared_line_by_line_and_nothing_is_dropped() -> None:
+    rows = beside(["a", "b", "c"], ["x", "a", "c", "d"])
+    assert rows == [("", "x"), ("a", "a"), ("b", ""), ("c", "c"), ("", "d")]
+
+
+def test_the_lists_of_2009_have_the_lengths_which_the_message_has() -> None:
+    assert (count(BEFORE_2009), count(AFTER_2009)) == (22, 7)
+    assert BEFORE_2009["Launcher"].count("SIGALRM") == 1
+
+
+def test_a_machine_without_strace_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert why_not().startswith("Not seen here: there is no strace")
+    with pytest.raises(LguestError, match="Not seen here"):
+        strace(["true"])
+    fake = tmp_path / "strace"
+    fake.write_text("#!/bin/sh\necho 'strace: ptrace(PTRACE_TRACEME): Operation not permitted' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert why_not() == (
+        "Not seen here: strace may not trace a process here (strace: ptrace(PTRACE_TRACEME): Operation not permitted)."
+    )
+
+
+@needs_strace
+def test_a_command_which_fails_is_a_sentence() -> None:
+    with pytest.raises(LguestError, match="ended with 3: oh"):
+        strace([sys.executable, "-Sc", "import sys; print('oh', file=sys.stderr); sys.exit(3)"])
+
+
+@needs_strace
+@pytest.mark.parametrize("on_a_wire", [False, True])
+def test_a_ping_takes_the_steps_of_2009_on_either_design(on_a_wire: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if on_a_wire:
+        monkeypatch.setattr(ping, "network", lambda: ([], "--wire"))
+    elif ping.network()[1] == "--wire":
+        pytest.skip("needs a tap device in a network namespace")
+    calls, said = trace_pings("before")
+    before = one_ping(calls)
+    rows = [(thread, *row) for thread in BEFORE_2009 for row in beside(BEFORE_2009[thread], before.calls[thread])]
+    missing = [(thread, theirs) for thread, theirs, ours in rows if not ours]
+    assert "2 sent, 2 received" in said
+    assert missing == [("Launcher", "pread, restarted")]
+    assert before.threads == ["MainThread", "lguest waker"]
+    after = one_ping(trace_pings("after")[0])
+    for thread, theirs in AFTER_2009.items():
+        ours = iter(after.calls[thread])
+        assert all(call in ours for call in theirs[:-1]), (thread, after.calls[thread])
+    assert count(after.calls) < count(before.calls) / 2
+
+
+@needs_strace
+def test_the_folded_answer_of_the_exercise_runs_and_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = json.loads((ROOT / "nbs" / "69_the_change.ipynb").read_text())["cells"]
+    (folded,) = ["".join(cell["source"]) for cell in cells if "<details>" in "".join(cell["source"])]
+    (code,) = re.findall(r"```python\n(look_at.*?)```", folded, re.DOTALL)
+    pings: dict[str, ping.Ping] = {}
+    said: dict[str, str] = {}
+
+    def look_at(design: str, usec: int) -> None:
+        calls, said[design] = trace_pings(design, usec)
+        pings[design] = one_ping(calls)
+
+    exec(code, {"look_at": look_at, "pings": pings, "said": said, "count": count, "print": lambda *what: None})
+    assert "Twelve remain" in folded and count(pings["before"].calls) == 12
+    assert not {"setitimer", "SIGALRM"} & set(pings["before"].calls["Launcher"])
+    times = [float(ms) for ms in re.findall(r"seq \d+, ([\d.]+) ms", said["before"])]
+    assert len(times) == 2
+
+
+def test_the_bench_is_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "bench_before.py", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "--pings" in done.stdout

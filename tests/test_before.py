@@ -1,4 +1,4 @@
-"""The Launcher of before June 2009: resumable breaks, one loop, nothing left over, the same Guest as on the real one."""
+"""The Launcher of before June 2009: resumable breaks, one loop, nothing left over, the same Guest as today."""
 
 import os
 import select

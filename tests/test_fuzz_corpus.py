@@ -101,7 +101,7 @@ MISTAKES: list[tuple[str, Owner, str, str, str]] = [  # target, where, function,
     ("loader", loading, "_check_segments", "end > size", "end > size + 1"),
     ("loader", loading, "load_initrd", "< kernel.end", "< 0"),
     ("bus", LguestBus, "_reset", "vq.place(vq.ring)", "pass"),
-    ("bus", LguestBus, "_start", "& device.features", ""),
+    ("bus", LguestBus, "accept", "& device.features", ""),
     ("bus", LguestBus, "_status_changed", "status & STATUS_FAILED", "False"),
 ]
 

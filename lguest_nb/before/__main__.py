@@ -212,4 +212,4 @@ def main() -> int:
 # %% ../../nbs/68_either.ipynb #976c4eae
 #| eval: false
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

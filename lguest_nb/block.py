@@ -89,7 +89,7 @@ def views(
 
 
 def transfer(
-    move: Move,
+    move: Move,  # which moves as much as one system call can
     vq: Virtqueue,  # whose memory it is, and whose `stop` ends it between two calls
     segments: Sequence[Segment],  # the Guest's buffers
     length: int,  # bytes they have together
@@ -108,7 +108,7 @@ def transfer(
 
 # %% ../nbs/24_block.ipynb #1fc54cc0
 def disk_size(
-    fd: int,
+    fd: int,  # open on it
     path: str | os.PathLike[str],  # for messages
 ) -> int:  # bytes
     "Where the file ends. Raises `LguestError` if no disk could end there."
@@ -151,8 +151,8 @@ def lock_disk(
 
 
 def open_disk(
-    path: str | os.PathLike[str],
-    mode: Mode = "rw",
+    path: str | os.PathLike[str],  # of the image or the block device
+    mode: Mode = "rw",  # read and write, read only, or a snapshot
 ) -> tuple[int, int]:  # the descriptor, the size in bytes
     "Open and lock a disk image or a block device. Raises `LguestError` if it cannot be a Guest's disk."
     access, lock = _MODES[mode]

@@ -82,8 +82,8 @@ def ifreq(
 
 def incant(
     fd: int,  # a tap or a socket
-    request: int,
-    argument: int | bytes,
+    request: int,  # its number, as <linux/if_tun.h> and <linux/sockios.h> have it
+    argument: int | bytes,  # a number, or a structure
     failure: str,  # how to begin the sentence if it does not work
 ) -> bytes:  # what the kernel made of a `bytes` argument
     "One ioctl. Raises `LguestError`."
@@ -154,7 +154,7 @@ MOST = VNET_HEADER + 65550  # virtio 1.2 §5.1.6.3.1: the largest TCP packet and
 
 # %% ../nbs/26_net.ipynb #b95a273b
 def frame_of(
-    views: Sequence[memoryview],
+    views: Sequence[memoryview],  # of a packet with its virtio header
     length: int,  # of the packet with its header, which may end before the views do
 ) -> bytes:
     "A copy of the Ethernet frame in them, without the virtio header."
@@ -208,7 +208,6 @@ class Net(Device):
     def net_input(self, vq: Virtqueue) -> None:
         "Receive one packet. Raises `GuestError` for a chain which could not hold one."
         chain = vq.wait()
-        vq.wakeup.elsewhere = self.reader
         if chain.readable:
             raise GuestError(f"{vq.name}: Output buffers in net input queue?")
         length = self._receive(vq, chain)
@@ -252,16 +251,10 @@ class Net(Device):
     def _read(self, vq: Virtqueue, views: list[memoryview]) -> int:
         "Sleep until there is a packet, and read it. Raises `OSError` and `Stopped`."
         while True:
-            vq.wakeup.check()
             try:
-                length = self.reader.readv(views)
-            except InterruptedError:  # it's our stop, or a knock at somebody else's door
-                continue
+                return vq.wakeup.sleep_in(self.reader, views)
             except BlockingIOError:  # somebody has made the tap non-blocking: then this is how to wait for it
                 vq.wakeup.sleep_on(self.tap)
-                continue
-            vq.wakeup.check()
-            return length
 
     def _no_more(self, vq: Virtqueue, reason: str | None) -> NoReturn:
         "The tap is gone: wait for the end. Raises `Stopped`."

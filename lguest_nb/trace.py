@@ -12,13 +12,13 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from .device import Device
 from .memory import LguestError
-from .vring import Chain, Virtqueue, total
+from .vring import Chain, Elsewhere, Virtqueue, total
 
 log = logging.getLogger("lguest_nb")
 
@@ -122,11 +122,20 @@ class ChromeTrace:
 class Watcher:
     "Stands where something happens to the queues of a device. Any thread may happen to them."
 
-    def note(self, what: str, where: str, **values: int) -> None:
+    def note(
+        self,
+        what: str,  # kick, take, used, interrupt, start or reset
+        where: str,  # a queue such as block:0, or a device
+        **values: int,
+    ) -> None:
         "One of the six events, on the thread which it happens on. What this does, the thread has to wait for."
         raise NotImplementedError(f"{type(self).__name__} does not say what it does about a {what}.")
 
-    def asleep(self, where: str, until: str) -> None:
+    def asleep(
+        self,
+        where: str,  # a queue
+        until: str,  # kick or device
+    ) -> None:
         "The thread of a queue is about to sleep until `kick`, or until its own `device` is ready."
 
     def awake(self, where: str) -> None:
@@ -147,7 +156,7 @@ class Watcher:
             self._watch_departures(vq)
 
     def _watch_sleep(self, vq: Virtqueue) -> None:
-        sleep, sleep_on = vq.wakeup.sleep, vq.wakeup.sleep_on
+        sleep, sleep_on, sleep_in = vq.wakeup.sleep, vq.wakeup.sleep_on, vq.wakeup.sleep_in
 
         def noted_sleep() -> None:
             self.asleep(vq.name, "kick")
@@ -159,7 +168,14 @@ class Watcher:
             sleep_on(fd, events)
             self.awake(vq.name)
 
+        def noted_sleep_in(bed: Elsewhere, views: Sequence[memoryview]) -> int:
+            self.asleep(vq.name, "device")
+            count = sleep_in(bed, views)
+            self.awake(vq.name)
+            return count
+
         vq.wakeup.sleep, vq.wakeup.sleep_on = noted_sleep, noted_sleep_on  # type: ignore[method-assign]
+        vq.wakeup.sleep_in = noted_sleep_in  # type: ignore[method-assign]
 
     def _watch_arrivals(self, vq: Virtqueue) -> None:
         take = vq.take

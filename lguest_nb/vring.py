@@ -143,7 +143,14 @@ class Doorbell(NamedTuple):
 
 
 class Elsewhere(Protocol):
-    "Another place to sleep, of the device's own; whoever sleeps there can be called away."
+    "Another place to sleep, of the device's own: in a read. Whoever sleeps there can be called away."
+
+    def readv(
+        self,
+        views: Sequence[memoryview],  # of the Guest's buffers
+    ) -> int:  # bytes
+        "Sleep until there is something to read. Raises `OSError`: `InterruptedError` if somebody called."
+        ...
 
     def call_away(self) -> None:
         "Make the sleeper come out, and whoever comes later not fall asleep. Any thread."
@@ -180,6 +187,22 @@ class Wakeup:
         poll.register(self._stop, select.POLLIN)
         poll.poll()
         self.check()
+
+    def sleep_in(
+        self,
+        bed: Elsewhere,  # where to read
+        views: Sequence[memoryview],  # of the Guest's buffers
+    ) -> int:  # bytes read; 0 at the end of the file
+        "Sleep in a read. Raises `OSError` and `Stopped`."
+        self.elsewhere = bed
+        while True:
+            self.check()
+            try:
+                count = bed.readv(views)
+            except InterruptedError:  # by our stop, or by a knock at somebody else's door
+                continue
+            self.check()
+            return count
 
     def check(self) -> None:
         "For long work: raises `Stopped` if it should not go on."

@@ -1,7 +1,8 @@
 """The ring: what a Guest may write into it, what it must not, and what each of that is answered with."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
 
 import pytest
 from chain_model import Entry, by_the_book
@@ -11,6 +12,7 @@ from support import PATIENCE, Ring, ask_c, naps, put_desc
 
 from lguest_nb import vring
 from lguest_nb.driver import Driver
+from lguest_nb.knock import Reader
 from lguest_nb.memory import BadAddress, GuestError, GuestMemory
 from lguest_nb.vring import (
     AVAIL_NO_INTERRUPT,
@@ -666,6 +668,47 @@ class TestWakeup:
         for sleep in (wakeup.sleep, lambda: wakeup.sleep_on(vring.select.EPOLLIN), wakeup.check):
             with pytest.raises(Stopped):
                 sleep()
+
+    def test_whoever_reads_elsewhere_is_called_away_by_a_stop_and_may_come_again(self, wakeup: Wakeup) -> None:
+        reads, writes = vring.os.pipe()
+        reader, buffer, said = Reader(reads), memoryview(bytearray(4)), SimpleQueue[object]()
+
+        def sleep() -> None:
+            try:
+                said.put(wakeup.sleep_in(reader, [buffer]))
+            except Stopped:
+                said.put("stopped")
+
+        for night in range(100):
+            thread = threading.Thread(target=sleep)
+            thread.start()
+            if night % 2:
+                vring.os.write(writes, b"word")
+                assert said.get(timeout=PATIENCE) == 4
+            wakeup.stop()
+            thread.join()
+            if not night % 2:
+                assert said.get(timeout=PATIENCE) == "stopped"
+            wakeup.rearm()
+        reader.close()
+        for fd in (reads, writes):
+            vring.os.close(fd)
+
+    def test_a_knock_which_is_not_for_us_is_slept_on(self, wakeup: Wakeup) -> None:
+        answers = iter([InterruptedError(), InterruptedError(), 7])
+
+        class Restless:
+            def readv(self, views: Sequence[memoryview]) -> int:
+                answer = next(answers)
+                if isinstance(answer, InterruptedError):
+                    raise answer
+                return answer
+
+            def call_away(self) -> None: ...
+
+            def make_bed(self) -> None: ...
+
+        assert wakeup.sleep_in(Restless(), []) == 7
 
     def test_a_kick_before_a_reset_is_kept_for_after_it(self, wakeup: Wakeup) -> None:
         vring.os.eventfd_write(wakeup.kicks, 1)

@@ -96,14 +96,12 @@ def transfer(
     offset: int,  # in the file, bytes
 ) -> int:  # bytes moved; fewer than `length` only at the end of the file
     "Read into or write from all of `segments`, in as many calls as it takes. Raises `OSError` and `Stopped`."
-    moved = 0
-    while moved < length:
+    moved = count = move(vq.memory, segments, offset)
+    while moved < length and count:
+        vq.wakeup.check()
+        segments = split(segments, count)[1]
         count = move(vq.memory, segments, offset + moved)
         moved += count
-        if moved == length or not count:
-            break
-        segments = split(segments, count)[1]
-        vq.wakeup.check()
     return moved
 
 # %% ../nbs/24_block.ipynb #1fc54cc0

@@ -212,8 +212,10 @@ class Block(Device):
             vq.add_used(chain, 0)
             return
         try:
-            if request.kind == T_IN:  # asked first, since most are
+            if request.kind == T_IN:  # these two first, since nearly all are one of them
                 status, written = self._read(request, vq)
+            elif request.kind == T_OUT:
+                status, written = self._write(request, vq)
             else:
                 status, written = self._obey(request, vq)
         except OSError as e:

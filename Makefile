@@ -51,8 +51,12 @@ docs: $(VENV)/.docs ## build the site in build/docs/html, from the notebooks and
 docs-serve: docs ## build the site and serve it at http://127.0.0.1:PORT/ (8000)
 	@$(PY) -m http.server --bind 127.0.0.1 --directory build/docs/html $(PORT)
 
-bench: $(VENV)/.run-time ## measure how fast the tiny Guest starts, and its memory
+bench: $(VENV)/.bench ## measure start-up, rings, one ping, the Host's costs, and how they grow; plots are in build/bench
 	@$(PY) tools/bench.py
+	@$(PY) tools/bench_rings.py
+	@$(PY) tools/bench_ping.py
+	@$(PY) tools/bench_host.py
+	@$(PY) tools/bench_growth.py
 
 bench-before: $(VENV)/.run-time ## measure a ping and a flood through the Launcher before and after June 2009
 	@$(PY) tools/bench_before.py
@@ -70,6 +74,11 @@ $(VENV)/.run-time: $(METADATA)
 
 $(VENV)/.live: $(METADATA) tools/environment.sh
 	@sh tools/environment.sh $(VENV) '$(PYTHON)' live
+	@touch $(VENV)/.run-time $@
+
+$(VENV)/.bench: $(METADATA) tools/environment.sh tools/test_packages.sh
+	@PYTHON='$(PYTHON)' sh tools/test_packages.sh
+	@sh tools/environment.sh $(VENV) '$(PYTHON)' bench
 	@touch $(VENV)/.run-time $@
 
 $(VENV)/.fuzz: $(VENV)/.run-time

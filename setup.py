@@ -13,6 +13,13 @@ settings = parser["DEFAULT"]
 package = settings["lib_path"]
 has_unicorn = " or ".join(f'platform_machine == "{machine}"' for machine in settings["soft_machines"].split())
 
+EXTRAS = {"live": ["live"], "bench": ["bench"], "docs": ["docs", "live"], "dev": ["dev", "live", "bench"]}
+
+
+def requirements(*parts: str) -> list[str]:
+    return [requirement for part in parts for requirement in settings[f"{part}_requirements"].split()]
+
+
 setup(
     version=settings["version"],
     description=settings["description"],
@@ -37,10 +44,7 @@ setup(
         *settings["requirements"].split(),
         *(f"{requirement}; {has_unicorn}" for requirement in settings["soft_requirements"].split()),
     ],
-    extras_require={
-        extra: " ".join(settings[f"{part}_requirements"] for part in parts).split()
-        for extra, parts in {"live": ["live"], "dev": ["dev", "live"], "docs": ["docs", "live"]}.items()
-    },
+    extras_require={extra: requirements(*parts) for extra, parts in EXTRAS.items()},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{package}={package}._modidx:d"],

@@ -23,6 +23,7 @@ if [ ! -x "$venv/bin/pip" ]; then
 fi
 case $extra in
 dev) with=' with what its tests need' ;;
+bench) with=' with what draws its plots' ;;
 docs) with=' with what its site is made with' ;;
 live) with=' with JupyterLab and what live views need' ;;
 *) with= ;;

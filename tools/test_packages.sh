@@ -16,6 +16,7 @@ need binutils ld --version
 need libc6-dev test -e /usr/include/stdio.h
 need strace strace -V
 need qemu-utils qemu-img --version
+need qemu-system-common qemu-storage-daemon --version
 need iproute2 ip -V
 need iputils-ping ping -V
 need gdb gdb --version

@@ -195,8 +195,8 @@ def main() -> int:
     print(f"One ping through {LAUNCHER.name}, from the kick until both service threads sleep again.")
     print(f"{len(pings)} runs under strace; this is the middle one:\n")
     print(*lists(typical), sep="\n")
-    print(f"\nIn June 2009 it was {count(AFTER_2009)} calls after the change. {WORDS_TO_HOST} of them are LHREQ_IRQ, a write")
-    print("to the kernel, and to a Host in software a method call.")
+    print(f"\nIn June 2009 it was {count(AFTER_2009)} calls after the change. {WORDS_TO_HOST} of them are LHREQ_IRQ,")
+    print("a write to the kernel, and to a Host in software a method call.")
     print(f"Before the change it was {count(BEFORE_2009)} calls and a signal:")
     for thread, calls in BEFORE_2009.items():
         print(textwrap.fill(f"{thread}: {', '.join(calls)}", 110, initial_indent="  ", subsequent_indent="    "))

@@ -78,8 +78,8 @@ _ROLES = {
 _SAID = re.compile(r'\d+</memfd:lguest[^"]*"([^"]*)"')
 _FILE = re.compile(r"\d+<([^>]*)>")
 _KINDS = (("eventfd", "eventfd"), ("pipe:", "pipe"), ("/dev/net/tun", "tap"), ("socket:", "tap"), ("UNIX", "tap"))
-_WAKES = re.compile(r"\b(\d+)<(?:pipe:|anon_inode:\[eventfd|/dev/net/tun|socket:|UNIX)")
-_SLEEPS = ("read", "readv", "write", "writev", "poll", "ppoll", "select", "pselect6")
+_BEDS = re.compile(r"\b(\d+)<(?:pipe:|anon_inode:\[eventfd|/dev/net/tun|socket:|UNIX)")
+_SLEEPS = ("read", "readv", "poll", "ppoll", "select", "pselect6")  # preadv2 only asks, and doesn't wait
 _NOT_OURS = ("guest timer", "the wire")
 _NO_TIME = re.compile(r"\], \d+, 0\)")
 
@@ -133,7 +133,7 @@ class Ping:
     host: dict[str, int]  # the Host's own calls: how often
     python: int  # how many calls are Python's
     threads: list[str]  # of the process, but for the Guest's clock
-    descriptors: set[str]  # by which these threads were woken, or woke one another
+    descriptors: set[str]  # in which these threads slept, and by which they woke one another
 
 
 def one_ping(
@@ -161,8 +161,8 @@ def one_ping(
                 own.setdefault(role, []).append(text)
     python = sum(call.name in PYTHON for its in roles.values() for call in its)
     threads = {number: name for number, name in names.items() if name not in _NOT_OURS}
-    used = [c.text for c in calls if c.thread in threads and c.name in _SLEEPS and label(c) != "kick"]
-    descriptors = {fd for text in used for fd in _WAKES.findall(text)} - {"1"}
+    used = [c.text for c in calls if c.thread in threads and (c.name in _SLEEPS or label(c) == "write(pipe)")]
+    descriptors = {fd for text in used for fd in _BEDS.findall(text)} - {"1"}
     return Ping(own, host, python, sorted(threads.values()), descriptors)
 
 # %% ../../nbs/69_the_change.ipynb #22372b07

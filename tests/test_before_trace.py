@@ -1,5 +1,7 @@
 """One ping through either design as strace sees it, on a tap and on a wire; and what is read out of a trace."""
 
+import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -14,6 +16,10 @@ from lguest_nb.memory import LguestError
 from lguest_nb.strace import Call, parse, strace, why_not
 
 ROOT = Path(__file__).parent.parent
+HOMES = """
+    before.waker before.io_thread before.mitigation before.handlers before.launcher before.host
+    vring terminal console net rng block launcher threads
+""".split()
 CUT = """\
 7 read(3<pipe:[1]>,  <unfinished ...>
 8 write(4<pipe:[1]>, "x", 1 <unfinished ...>
@@ -150,6 +156,54 @@ def test_the_folded_answer_of_the_exercise_runs_and_is_right(monkeypatch: pytest
     assert not {"setitimer", "SIGALRM"} & set(pings["before"].calls["Launcher"])
     times = [float(ms) for ms in re.findall(r"seq \d+, ([\d.]+) ms", said["before"])]
     assert len(times) == 2
+
+
+REMOVED = """
+    add_device_fd block_vq enable_fd get_vq_desc handle_console_input handle_console_output handle_input
+    handle_io_finish handle_net_output handle_rng_input handle_timeout handle_tun_input handle_virtblk_output io_thread
+    net_enable_fd restore_term service_io setup_timeout setup_waker timeout_alarm waker
+""".split()
+CAME = """
+    blk_request cleanup_devices console_input console_output create_thread do_thread kill_launcher net_input net_output
+    reset_device rng_input start_device wait_for_vq_desc
+""".split()
+TABLES = (("68_before", "## Where everything went"), ("69_the_change", "## What went, and what came"))
+
+
+def table_rows(notebook: str, heading: str) -> list[list[str]]:
+    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text())["cells"]
+    (text,) = ["".join(cell["source"]) for cell in cells if heading in "".join(cell["source"])]
+    return [line.strip("| ").split(" | ") for line in text.partition(heading)[2].splitlines() if line.startswith("| ")]
+
+
+def names(text: str) -> list[str]:
+    return re.findall(r"`([\w.]+)`", text)
+
+
+def test_the_tables_have_each_function_which_the_commit_removed_or_brought_once() -> None:
+    assert (len(REMOVED), len(CAME)) == (21, 13)
+    where, change = (table_rows(*tables) for tables in TABLES)
+    before = [name for row in where for name in names(row[0])]
+    assert set(REMOVED) <= set(before)
+    assert sorted(name for row in change for name in names(row[0]) if name in REMOVED) == REMOVED
+    assert {name for row in change for cell in row for name in names(cell)} >= set(CAME)
+
+
+def test_what_a_table_says_is_here_is_here() -> None:
+    homes = [importlib.import_module(f"lguest_nb.{module}") for module in HOMES]
+    rows = [row for tables in TABLES for row in table_rows(*tables)]
+    for name in {name for row in rows for name in names(row[-1])}:
+        first, *rest = name.split(".")
+        owner = next((getattr(home, first) for home in homes if hasattr(home, first)), None)
+        assert owner is not None, name
+        source = inspect.getsource(owner)
+        assert all(hasattr(owner, part) or re.search(rf"self\.{part}\b", source) for part in rest), name
+
+
+def test_the_package_does_without_the_old_design() -> None:
+    for path in (ROOT / "lguest_nb").rglob("*.py"):
+        if "before" not in path.parts and path.name != "_modidx.py":
+            assert not re.search(r"import.*\bbefore\b|from [.\w]*\.before\b", path.read_text()), path
 
 
 def test_the_bench_is_a_command() -> None:

@@ -153,7 +153,9 @@ def lists(ping: OnePing) -> list[str]:
     for role in SERVICE:
         calls = ping.of(role)
         for left, right in beside(AFTER_2009[role], [label(call) for call in own(calls)]):
-            lines.append(f"{role:<18}{left or '·····':<22}{right or '·····'}")
+            for theirs, ours in [(left, right)] if left == right else [(left, ""), ("", right)]:
+                if theirs or ours:
+                    lines.append(f"{role:<18}{theirs or '·····':<22}{ours or '·····'}")
         lines.append(f"{role:<18}{'':<22}(futex: {sum(map(is_futex, calls))})")
     for role in sorted(set(ping.roles.values()) - set(SERVICE)):
         calls = ping.of(role)

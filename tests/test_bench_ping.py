@@ -8,8 +8,9 @@ import bench_ping
 import pytest
 from bench_ping import CPU, RECEIVE, TRANSMIT, find_ping, lists, measure, raw, table, verdict
 
+from lguest_nb.before.ping import AFTER_2009, label
 from lguest_nb.memory import LguestError
-from lguest_nb.strace import parse
+from lguest_nb.strace import parse, why_not
 
 ROOT = Path(__file__).parent.parent
 TRACE = """\
@@ -109,7 +110,19 @@ def test_a_machine_without_a_tap_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         bench_ping.run_once()
 
 
+@pytest.mark.skipif(bool(why_not()), reason=f"needs strace: {why_not()}")
+def test_the_shipped_launcher_sleeps_where_that_of_2009_did() -> None:
+    if bench_ping.network()[1] == "--wire":
+        pytest.skip("needs a tap device in a network namespace")
+    ping = bench_ping.run_once()
+    calls = {role: [label(call) for call in bench_ping.own(ping.of(role))] for role in bench_ping.SERVICE}
+    for role, its in calls.items():
+        theirs = [call for call in AFTER_2009[role] if call != "LHREQ_IRQ"]
+        assert [call for call in its if call in theirs] == theirs
+    assert len(set(ping.roles.values()) & {TRANSMIT, RECEIVE, CPU}) == 3
+
+
 def test_it_is_a_command_which_refuses_no_runs() -> None:
-    command = [sys.executable, ROOT / "tools" / "bench_ping.py", "--runs=0"]
+    command = [sys.executable, str(ROOT / "tools" / "bench_ping.py"), "--runs=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "--runs is 1 or more, not 0" in done.stderr

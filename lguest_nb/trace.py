@@ -126,7 +126,7 @@ class Watcher:
         self,
         what: str,  # kick, take, used, interrupt, start or reset
         where: str,  # a queue such as block:0, or a device
-        **values: int,
+        **values: int,  # what else there is to say: head, readable, writable, length
     ) -> None:
         "One of the six events, on the thread which it happens on. What this does, the thread has to wait for."
         raise NotImplementedError(f"{type(self).__name__} does not say what it does about a {what}.")

@@ -21,8 +21,7 @@ from .memory import GuestError, GuestMemory, page_up
 # %% ../nbs/10_vring.ipynb #a813aed1
 VIRTQUEUE_NUM = 256  # lguest.c: entries of every ring of every device
 DESC_NEXT, DESC_WRITE, DESC_INDIRECT = 1, 2, 4
-AVAIL_NO_INTERRUPT = 1
-USED_NO_NOTIFY = 1
+AVAIL_NO_INTERRUPT = USED_NO_NOTIFY = 1
 IOV_MAX = 1024  # <limits.h>: Linux refuses more buffers than this in one readv or writev
 DESC = struct.Struct("<QIHH")  # address, length, flags, next
 
@@ -336,11 +335,12 @@ class Virtqueue:
     def trigger(self) -> None:
         "Interrupt the Guest for what was given back since the last time, if it wants that."
         if self.pending_used:
-            self.fence()
+            if self.memory.u16[self.avail] & AVAIL_NO_INTERRUPT:  # or is that an old flag?
+                self.fence()
             self._interrupt_if_wanted()
 
     def _interrupt_if_wanted(self) -> None:
-        "With a fence since the last store."
+        "With a fence since the last store, or with the Guest's wish for an interrupt seen."
         if not self.pending_used:
             return
         self.pending_used = 0

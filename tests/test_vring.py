@@ -656,6 +656,27 @@ class TestWaiting:
             ring.vq.wakeup.close()
 
 
+def test_a_wish_for_an_interrupt_needs_no_fence_and_silence_does(ring: Ring) -> None:
+    "An interrupt too many is harmless; a Guest which has just changed its mind would wait for ever."
+    fences: list[int] = []
+    ring.vq.fence = lambda: fences.append(len(ring.interrupts))
+    ring.desc(0, 0x1000, 4, DESC_WRITE)
+    for silent in (0, AVAIL_NO_INTERRUPT):
+        ring.offer(0, 0)
+        ring.memory.u16[ring.vq.avail] = silent
+        ring.vq.add_used(ring.vq.take(), 4)
+        ring.vq.trigger()
+    assert (ring.interrupts, fences) == ([1], [1])
+
+    def changes_its_mind() -> None:
+        ring.memory.u16[ring.vq.avail] = 0
+
+    ring.vq.fence = changes_its_mind
+    ring.vq.add_used(ring.vq.take(), 4)
+    ring.vq.trigger()
+    assert ring.interrupts == [1, 3]
+
+
 class TestWakeup:
     @pytest.fixture
     def wakeup(self) -> Iterator[Wakeup]:

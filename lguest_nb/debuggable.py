@@ -67,7 +67,11 @@ class Target(Protocol):
         "Its value, low byte first."
         ...
 
-    def write_register(self, number: int, value: bytes) -> None:
+    def write_register(
+        self,
+        number: int,  # its place in `registers`
+        value: bytes,  # low byte first
+    ) -> None:
         "Change it."
         ...
 
@@ -75,8 +79,12 @@ class Target(Protocol):
         "What is at a virtual address: `length` bytes, or as many of them as there are, but at least one."
         ...
 
-    def write(self, address: int, data: bytes) -> None:
-        "Put something there, wherever the page tables say that this is, and whatever they say about writing."
+    def write(
+        self,
+        address: int,  # virtual
+        data: bytes,
+    ) -> None:
+        "Put `data` there, wherever the page tables say that this is, and whatever they say about writing."
         ...
 
     def set_breakpoint(self, address: int) -> None:

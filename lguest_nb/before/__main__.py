@@ -43,7 +43,7 @@ class Voice:
 
     def give(
         self,
-        host: object,
+        host: object,  # of any kind
         verb: str,  # its method ...
         name: str,  # ... and what to say: `{}` is its argument
         result: Callable[[Any], str] | None = None,  # what to say when it comes back, if it's worth a word
@@ -66,6 +66,7 @@ class Voice:
             self.say(f"thread {thread.native_id} {thread.name}")
 
     def close(self) -> None:
+        "Give the file back. When nobody announces anything any more."
         os.close(self._file)
 
 

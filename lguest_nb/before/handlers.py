@@ -70,7 +70,11 @@ class Handlers:
         "For each queue, what to do when the Guest kicks it, or when time is up."
         raise NotImplementedError(f"The device {self.device.name} says nothing about its queues.")
 
-    def enable_fd(self, vq: Virtqueue, timeout: bool) -> None:
+    def enable_fd(
+        self,
+        vq: Virtqueue,
+        timeout: bool,  # was it the alarm, and not a kick?
+    ) -> None:
         "A buffer for input has come: listen again."
         self.loop.enable_fd(self.fd)
 
@@ -93,7 +97,11 @@ class ConsoleHandlers(Handlers):
     def handle_output(self) -> Sequence[HandleOutput]:
         return [self.enable_fd, self.handle_console_output]
 
-    def enable_fd(self, vq: Virtqueue, timeout: bool) -> None:
+    def enable_fd(
+        self,
+        vq: Virtqueue,
+        timeout: bool,  # was it the alarm, and not a kick?
+    ) -> None:
         "Unless the input has come to its end."
         if not self.ended:
             super().enable_fd(vq, timeout)
@@ -120,7 +128,11 @@ class ConsoleHandlers(Handlers):
             self.loop.stop()
         return True
 
-    def handle_console_output(self, vq: Virtqueue, timeout: bool) -> None:
+    def handle_console_output(
+        self,
+        vq: Virtqueue,
+        timeout: bool,  # was it the alarm, and not a kick?
+    ) -> None:
         "Print everything there is."
         while vq.more():
             self.console.output(vq)
@@ -138,7 +150,11 @@ class NetHandlers(Handlers):
     def handle_output(self) -> Sequence[HandleOutput]:
         return [self.net_enable_fd, self.handle_net_output]
 
-    def net_enable_fd(self, vq: Virtqueue, timeout: bool) -> None:
+    def net_enable_fd(
+        self,
+        vq: Virtqueue,
+        timeout: bool,  # was it the alarm, and not a kick?
+    ) -> None:
         "Buffers for packets: listen, and don't be told of more."
         vq.memory.u16[vq.used] = USED_NO_NOTIFY
         self.enable_fd(vq, timeout)
@@ -164,7 +180,11 @@ class NetHandlers(Handlers):
         vq.trigger()
         return True
 
-    def handle_net_output(self, vq: Virtqueue, timeout: bool) -> None:
+    def handle_net_output(
+        self,
+        vq: Virtqueue,
+        timeout: bool,  # was it the alarm, and not a kick?
+    ) -> None:
         "Send everything there is, and block further kicks."
         sent = 0
         while vq.more():

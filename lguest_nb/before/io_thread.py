@@ -29,7 +29,11 @@ class IoThread:
         self._thread = threading.Thread(target=self._io_thread, name="lguest io", daemon=True)
         self._thread.start()
 
-    def handle_virtblk_output(self, vq: Virtqueue, timeout: bool) -> None:
+    def handle_virtblk_output(
+        self,
+        vq: Virtqueue,
+        timeout: bool,  # was it the alarm, and not a kick?
+    ) -> None:
         "The Guest has kicked: wake the thread. On the Launcher's."
         os.write(self._more, b"\0")
 

@@ -167,8 +167,8 @@ def one_ping(
 
 # %% ../../nbs/69_the_change.ipynb #22372b07
 def beside(
-    theirs: Sequence[str],
-    ours: Sequence[str],
+    theirs: Sequence[str],  # the list of the commit message
+    ours: Sequence[str],  # what was counted here
 ) -> list[tuple[str, str]]:
     "Two lists, line by line; what has no counterpart stands alone."
     rows: list[tuple[str, str]] = []

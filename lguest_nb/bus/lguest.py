@@ -157,7 +157,7 @@ class LguestBus:
             self._start(place)
 
     def accept(self, place: Place) -> None:
-        "From now on, and until it is reset, what the driver accepted of the device's features is fixed."
+        "Fix what the driver accepted of the features, until the next reset. Raises `HostError` without a Host."
         device = place.device
         accepted = self.memory.read(place.accepted, place.feature_len)
         offered = device.features.to_bytes(place.feature_len, "little")

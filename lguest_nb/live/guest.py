@@ -100,7 +100,7 @@ class LiveGuest:
         self,
         *devices: Callable[[], Device],  # each makes one, besides the console
         name: str = "guest",  # a running Guest of the same name makes room
-        megabytes: int = 16,
+        megabytes: int = 16,  # of memory
         kernel: str = "",  # its path, or the tiny Guest's
         arguments: str = "",  # its command line
         initrd: str | None = None,  # path
@@ -126,7 +126,10 @@ class LiveGuest:
         self._born = 0  # what was heard so far when this life began
 
     def start(self) -> "LiveGuest":
-        "Run it, on threads of its own; an earlier Guest of that name is stopped. Does nothing if it runs. Any thread."
+        """Run it, on threads of its own; does nothing if it runs. Any thread.
+
+        An earlier Guest of that name is stopped first. Raises `LguestError` if that one doesn't come to an end.
+        """
         with _names_lock:
             earlier = _names.get(self.name)
             if earlier is not None and earlier is not self:

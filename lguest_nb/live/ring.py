@@ -77,7 +77,7 @@ class ChainPicture(NamedTuple):
 def follow(
     memory: GuestMemory,
     desc: bytes,  # the descriptor table
-    head: int,
+    head: int,  # the number of its first descriptor
 ) -> ChainPicture:
     "Walk a chain without judging it."
     num, index, table, inside = len(desc) // DESC.size, head, desc, False
@@ -128,7 +128,11 @@ class RingSnapshot:
         return self.used[(self.given - 1) % self.num][0] if self.given or any(self.used) else None
 
 
-def heads(avail: Sequence[int], first: int, end: int) -> list[int]:
+def heads(
+    avail: Sequence[int],  # the available ring
+    first: int,  # running index of the first entry
+    end: int,  # ... and of the one after the last
+) -> list[int]:
     "The entries of a ring from one running index up to another; at most one round of them."
     count = min((end - first) & 0xFFFF, len(avail))
     return [avail[(first + i) % len(avail)] for i in range(count)]

@@ -59,7 +59,12 @@ class SlowMotion(Watcher):
                 self._delays[queue] = seconds
             self._changed.notify_all()
 
-    def note(self, what: str, where: str, **values: int) -> None:
+    def note(
+        self,
+        what: str,  # as for a `Watcher`
+        where: str,  # name of a queue or a device
+        **values: int,  # what else there is to say
+    ) -> None:
         "A step: wait, if this queue is slowed down."
         if where not in self._delays or where not in self._wakeups:
             return

@@ -43,7 +43,10 @@ def _colour(name: str, otherwise: str) -> str:
     return COLOURS.get(name, otherwise)
 
 
-def style(char: pyte.screens.Char, cursor: bool = False) -> str:
+def style(
+    char: pyte.screens.Char,  # with its colours
+    cursor: bool = False,  # does the cursor stand there?
+) -> str:
     "The CSS for a character; empty for one without a style."
     ink, paper = _colour(char.fg, _INK), _colour(char.bg, _PAPER)
     if char.reverse != cursor:
@@ -56,7 +59,7 @@ def style(char: pyte.screens.Char, cursor: bool = False) -> str:
 
 def paint_line(
     line: Mapping[int, pyte.screens.Char],  # by column
-    columns: int,
+    columns: int,  # how many of them
     cursor: int = -1,  # its column, if it is in this line
 ) -> str:  # HTML
     "One row, without the blanks at its end."
@@ -89,8 +92,8 @@ class Terminal:
 
     def __init__(
         self,
-        columns: int = 80,
-        lines: int = 24,
+        columns: int = 80,  # of the screen
+        lines: int = 24,  # of the screen
         answer: Callable[[bytes], object] = lambda data: None,  # types what the terminal is asked for
     ) -> None:
         self.screen = _Screen(columns, lines, history=4096, ratio=0.5)
@@ -145,8 +148,8 @@ class TerminalView(View):
     def __init__(
         self,
         guest: LiveGuest,
-        columns: int = 80,
-        lines: int = 24,
+        columns: int = 80,  # of the screen
+        lines: int = 24,  # of the screen
     ) -> None:
         self.terminal = Terminal(columns, lines, guest.type)
         self._painted = -1

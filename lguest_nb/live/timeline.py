@@ -33,7 +33,7 @@ class Recorder(Watcher):
     def __init__(
         self,
         most: int = 80,  # events of a recording
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] = time.monotonic_ns,  # nanoseconds
     ) -> None:
         self.most, self.clock = most, clock
         self.events: list[Event] = []
@@ -48,7 +48,12 @@ class Recorder(Watcher):
         with self._lock:
             self.events, self.before, self.recording = [], dict(self._now), True
 
-    def note(self, what: str, where: str, **values: int) -> None:
+    def note(
+        self,
+        what: str,  # as for a `Watcher`, and what the other methods here call it
+        where: str,  # name of a queue or a device
+        **values: int,  # what else there is to say
+    ) -> None:
         "One more event."
         with self._lock:
             if self.recording:
@@ -60,7 +65,11 @@ class Recorder(Watcher):
             if what in _BECOMES:
                 self._now[where] = _BECOMES[what]
 
-    def asleep(self, where: str, until: str) -> None:
+    def asleep(
+        self,
+        where: str,  # name of a queue
+        until: str,  # kick or device
+    ) -> None:
         "It goes to sleep."
         self.note("sleep" if until == "kick" else "wait", where)
 
@@ -191,7 +200,10 @@ _MEANING = (
 )  # fmt: skip
 
 
-def paint_timeline(line: Timeline, to_scale: bool = False) -> str:  # HTML
+def paint_timeline(
+    line: Timeline,
+    to_scale: bool = False,  # by time, and not a step for each event
+) -> str:  # HTML
     "The picture of a recording."
     if len(line.times) < 2:
         return "<p>Nothing is recorded yet.</p>"

@@ -60,7 +60,7 @@ class View(anywidget.AnyWidget):
     def __init__(
         self,
         guest: LiveGuest | None = None,  # or there is none, and you call `paint` yourself
-        **traits: Any,
+        **traits: Any,  # of the widget, such as `label`
     ) -> None:
         super().__init__(**traits)
         self.guest = guest

@@ -113,7 +113,11 @@ class Standing(SoftHost):
 class Stepping(Standing):
     "The same with breakpoints and single steps."
 
-    def __init__(self, timed: bool = False, wait: bool = True) -> None:
+    def __init__(
+        self,
+        timed: bool = False,  # as for a `Standing`
+        wait: bool = True,  # as for a `Standing`
+    ) -> None:
         super().__init__(timed, wait)
         self.breakpoints: frozenset[int] = frozenset()  # a new one each time: the CPU thread looks at it, too
         self.interrupt_steps = False  # deliver interrupts while stepping
@@ -208,7 +212,11 @@ class DebugHost(Stepping):
             machine.cpu.lib.uc_reg_read(machine.cpu.uc, _IDS[register.name], value)
             return bytes(ffi.buffer(value, register.bits // 8))
 
-    def write_register(self, number: int, value: bytes) -> None:
+    def write_register(
+        self,
+        number: int,  # its place in `registers`
+        value: bytes,  # low byte first
+    ) -> None:
         "Change it. Raises `TargetError` for what cannot be changed here."
         name = self.registers[number].name
         if name in _FIXED:
@@ -239,8 +247,12 @@ class DebugHost(Stepping):
             raise TargetError(f"There is nothing at {address:#x}.")
         return found
 
-    def write(self, address: int, data: bytes) -> None:
-        "Put something there, whatever the page tables say about writing."
+    def write(
+        self,
+        address: int,  # virtual
+        data: bytes,
+    ) -> None:
+        "Put `data` there, whatever the page tables say about writing."
         with self._machine() as machine:
             try:
                 spans = machine.tables.write(address, data)

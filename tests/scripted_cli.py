@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fakes import ScriptedHost
 
-from lguest_nb import cli
+from lguest_nb import cli, entry
 from lguest_nb.block import Block
 from lguest_nb.console import Console
 from lguest_nb.host import Ending, HostError
@@ -110,4 +110,4 @@ if __name__ == "__main__":
     cli.make_host = lambda *_: ScriptedHost(*SCENES[os.environ["SCENE"]])
     if broken := os.environ.get("BROKEN"):
         setattr(SERVICES[broken], broken, boom(broken))
-    sys.exit(cli.main())
+    sys.exit(entry.main())

@@ -7,6 +7,7 @@ import gc
 import os
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ import pytest
 from lguest_nb.memory import GuestMemory
 from lguest_nb.vring import DESC, Stopped, Virtqueue, ring_at
 
+COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.entry import main; sys.exit(main())"]  # lguest-nb
+SCRIPTED = [sys.executable, str(Path(__file__).with_name("scripted_cli.py"))]  # ... with a Guest which is a scene
 PATIENCE = 10  # seconds until something which should have happened at once is given up
 
 

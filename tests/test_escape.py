@@ -4,7 +4,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import termios
 import threading
 import tty
@@ -13,15 +12,13 @@ from pathlib import Path
 
 import pytest
 from session import PROMPT, Session
-from support import PATIENCE, forge_elf
+from support import COMMAND, PATIENCE, SCRIPTED, forge_elf
 
 from lguest_nb import guest
 from lguest_nb.keyboard import EscapeKey, Keyboard
 from lguest_nb.session import HINT, KEYS
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.cli import main; sys.exit(main())"]
-SCRIPTED = [sys.executable, str(Path(__file__).with_name("scripted_cli.py"))]
 
 
 class TestKey:

@@ -4,7 +4,6 @@ import re
 import signal
 import socket
 import struct
-import sys
 import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +11,16 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 from session import PROMPT, Session
-from support import PATIENCE
+from support import COMMAND, PATIENCE
 
-from lguest_nb.cli import Gdb, UsageError, make_host, parse
+from lguest_nb.arguments import Gdb, UsageError, parse
+from lguest_nb.cli import make_host
 from lguest_nb.gdb import packet
 from lguest_nb.guest import build
 from lguest_nb.host import HostError
 from lguest_nb.hosts.soft.debug import DebugHost
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.cli import main; sys.exit(main())"]
 ASKS = "(gdb) "
 
 

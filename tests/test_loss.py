@@ -5,7 +5,6 @@ import fcntl
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from session import Session
-from support import close, first_bytes
+from support import COMMAND, close, first_bytes
 from test_block import CONTENT, SECTORS, SIZE, Lab, failing
 
 pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
@@ -27,7 +26,6 @@ from lguest_nb.snapshot import Overlay
 from lguest_nb.vring import Virtqueue, ring_at
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.cli import main; sys.exit(main())"]
 KILLS, BATCHES = 200, 8  # a batch is a disk, and the Launchers which are killed on it one after another
 LINES = 48  # typed to each of them
 WITHIN = 24  # of these, at most so many are waited for

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from session import PATIENCE, Session
+from support import COMMAND
 
 pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
 
+from lguest_nb.arguments import parse
 from lguest_nb.bus.lguest import LguestBus
-from lguest_nb.cli import make_device, parse
+from lguest_nb.cli import make_device
 from lguest_nb.device import Device
 from lguest_nb.guest import boot, command_line, path, poke_available, poke_descriptors, poke_line
 from lguest_nb.memory import GuestMemory, LguestError
@@ -21,7 +23,7 @@ from lguest_nb.vring import DESC_NEXT, DESC_WRITE, ring_at
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 # -P: the current directory is not on sys.path, as it is not for an installed command.
-COMMAND = [sys.executable, "-P", "-c", "import sys; from lguest_nb.cli import main; sys.exit(main())"]
+INSTALLED = [COMMAND[0], "-P", *COMMAND[1:]]
 RING = ring_at(0x1001000, 256)  # of the first device in 16 MB
 ACCEPTED = 0x1000000 + 5 + 8 + 1  # its accepted features: behind the header, one queue, and what is offered
 BUFFER, ANSWER = 0x900000, 0x901000
@@ -158,14 +160,14 @@ def importable(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return subprocess.run([*INSTALLED, *arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 class Shell(Session):
     "The tiny Guest's shell behind the real command, started in some directory."
 
     def __init__(self, cwd: Path, *arguments: str) -> None:
-        super().__init__(["env", "-C", str(cwd), *COMMAND, *arguments])
+        super().__init__(["env", "-C", str(cwd), *INSTALLED, *arguments])
 
     def peek(self, address: int, count: int) -> bytes:  # at most 16
         return bytes.fromhex("".join(self.ask(f"peek {address:#x} {count}").split("  |")[0].split()[1:]))
@@ -331,7 +333,7 @@ def test_a_directory_which_was_removed_is_no_place_to_look_for_a_device(tmp_path
     gone = tmp_path / "gone"
     gone.mkdir()
     command = f'rmdir {gone}; exec "$@"'
-    line = ["sh", "-c", command, "sh", *COMMAND, "--device=nowhere:Mirror", "16", str(path())]
+    line = ["sh", "-c", command, "sh", *INSTALLED, "--device=nowhere:Mirror", "16", str(path())]
     done = subprocess.run(line, cwd=gone, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert (done.returncode, done.stderr[:40]) == (1, "lguest-nb: There is no module 'nowhere':")
 

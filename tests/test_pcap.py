@@ -5,7 +5,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fakes import ScriptedHost
-from support import forge_elf
+from support import SCRIPTED, forge_elf
 
 from lguest_nb import guest
 from lguest_nb.driver import Driver
@@ -27,7 +26,6 @@ from lguest_nb.session import Instruments
 from lguest_nb.vring import Virtqueue, ring_at
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-SCRIPTED = [sys.executable, str(Path(__file__).with_name("scripted_cli.py"))]
 HEADER = bytes(range(1, VNET_HEADER + 1))
 FRAME = bytes.fromhex("020000000002 020000000001 88b5") + b"Knock, knock."
 

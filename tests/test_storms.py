@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from fakes import FakeHost, connect
 from session import Session
-from support import PATIENCE, close, lguest_threads, open_descriptors
+from support import COMMAND, PATIENCE, close, lguest_threads, open_descriptors
 
 from lguest_nb.block import HEADER, SECTOR, T_OUT, Block
 from lguest_nb.bus.lguest import LguestBus
@@ -33,7 +33,6 @@ from lguest_nb.rng import Rng
 from lguest_nb.vring import VIRTQUEUE_NUM, Virtqueue, ring_size
 
 ROOT = Path(__file__).parent.parent
-COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.cli import main; sys.exit(main())"]
 RESETS, WARM_UP = 1000, 50
 NO_TAP = 77  # exit status of a child which may not have one
 POWER_OFF = Ending("power-off", "Power down")

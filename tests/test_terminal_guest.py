@@ -5,13 +5,12 @@ import pty
 import select
 import shlex
 import signal
-import sys
 import termios
 from collections.abc import Callable, Iterator
 
 import pytest
 from session import PROMPT, Session
-from support import PATIENCE
+from support import COMMAND, PATIENCE
 
 pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
 
@@ -19,7 +18,6 @@ from lguest_nb.guest import command_line, path
 from lguest_nb.session import HINT
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.cli import main; sys.exit(main())"]
 CONTROL_C = "\x03"
 Start = Callable[..., Session]
 

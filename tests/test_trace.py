@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 import pytest
 from fakes import FakeHost, ScriptedHost, connect
 from session import Session
-from support import PATIENCE, forge_elf, naps
+from support import COMMAND, PATIENCE, SCRIPTED, forge_elf, naps
 
 from lguest_nb import guest, trace
-from lguest_nb.cli import UsageError, parse
+from lguest_nb.arguments import UsageError, parse
 from lguest_nb.device import Device
 from lguest_nb.driver import Driver
 from lguest_nb.inspect import devices_state, thread_state
@@ -30,8 +29,6 @@ from lguest_nb.trace import ChromeTrace, Sink, Tracer, open_trace
 from lguest_nb.vring import Doorbell, Virtqueue, ring_at
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.cli import main; sys.exit(main())"]
-SCRIPTED = [sys.executable, str(Path(__file__).with_name("scripted_cli.py"))]
 
 
 class Giver(Device):

@@ -210,11 +210,13 @@ def test_many_signals_at_once_end_it_as_the_first_of_them(start: Start) -> None:
         assert termios.tcgetattr(session.controller) == session.before
 
 
-def test_told_to_stop_and_at_once_to_go_on_it_goes_on(start: Start) -> None:
+def test_stopped_and_told_to_go_on_again_and_again_it_goes_on(start: Start) -> None:
+    "As a shell does it: no program which handles SIGTSTP can hear a SIGCONT from before it stood still."
     session = start()
     session.expect(PROMPT)
     for _ in range(20):
         session.process.send_signal(signal.SIGTSTP)
+        assert os.waitid(os.P_PID, session.process.pid, os.WSTOPPED) is not None
         session.process.send_signal(signal.SIGCONT)
     session.type(CONTROL_C * 3)
     ends(session, -signal.SIGINT)

@@ -13,7 +13,14 @@ settings = parser["DEFAULT"]
 package = settings["lib_path"]
 has_unicorn = " or ".join(f'platform_machine == "{machine}"' for machine in settings["soft_machines"].split())
 
-EXTRAS = {"live": ["live"], "bench": ["bench"], "docs": ["docs", "live"], "dev": ["dev", "live", "bench"]}
+EXTRAS = {
+    "live": ["live"],
+    "notebooks": ["notebooks", "live"],
+    "class": ["class", "notebooks", "live"],
+    "bench": ["bench"],
+    "docs": ["docs", "live"],
+    "dev": ["dev", "notebooks", "live", "bench"],
+}
 
 
 def requirements(*parts: str) -> list[str]:

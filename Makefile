@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot lab test lint export run-notebooks docs docs-serve bench bench-before fuzz clean
+.PHONY: help boot lab test lint export run-notebooks docs docs-serve bench bench-before fuzz classroom clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +17,10 @@ LAB_OPTIONS := $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.check_for_
 # How long to fuzz, and with what: there are wheels of it for Python 3.11 to 3.13 on x86-64, and no test needs it.
 MINUTES ?= 1
 FUZZER := atheris==3.0.0
+# A class of its own: how many students, and a Python for them, which other users must be able to run.
+STUDENTS ?= 3
+CLASSROOM := build/classroom
+CLASS_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) $(PYTHON))
 # Where make docs-serve is to be found.
 PORT ?= 8000
 
@@ -35,6 +39,7 @@ test: $(VENV)/.dev $(VENV)/.docs ## all the tests: exports, lint, types, noteboo
 	@$(PY) -m pytest -n $(JOBS)
 
 lint: $(VENV)/.dev ## ruff and mypy
+	@echo "ruff and mypy look at the code ..." >&2
 	@$(PY) -m ruff check
 	@$(PY) -m mypy
 
@@ -64,6 +69,9 @@ bench-before: $(VENV)/.run-time ## measure a ping and a flood through the Launch
 fuzz: $(VENV)/.fuzz ## throw hostile rings and files at everything for MINUTES=1; finds are kept in build/fuzz
 	@$(PY) tools/fuzz.py --minutes $(MINUTES)
 
+classroom: $(CLASSROOM)/.ready ## a JupyterHub, STUDENTS=3 at once, a Guest for each: measured, and cleared away
+	@$(CLASSROOM)/venv/bin/python tools/classroom.py --students $(STUDENTS)
+
 clean: ## remove what make made
 	rm -rf $(VENV) build dist _proc _docs *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -73,13 +81,18 @@ $(VENV)/.run-time: $(METADATA)
 	@touch $@
 
 $(VENV)/.live: $(METADATA) tools/environment.sh
-	@sh tools/environment.sh $(VENV) '$(PYTHON)' live
+	@sh tools/environment.sh $(VENV) '$(PYTHON)' notebooks
 	@touch $(VENV)/.run-time $@
 
 $(VENV)/.bench: $(METADATA) tools/environment.sh tools/test_packages.sh
 	@PYTHON='$(PYTHON)' sh tools/test_packages.sh
 	@sh tools/environment.sh $(VENV) '$(PYTHON)' bench
 	@touch $(VENV)/.run-time $@
+
+$(CLASSROOM)/.ready: $(METADATA) tools/environment.sh
+	@mkdir -p $(CLASSROOM)
+	@sh tools/environment.sh $(CLASSROOM)/venv '$(CLASS_PYTHON)' class
+	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.run-time
 	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary :all: $(FUZZER) || { \

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from configparser import ConfigParser
 from importlib import metadata
@@ -117,3 +118,33 @@ def test_a_skip_is_allowed_by_test_and_by_reason() -> None:
     assert unexpected_skips(skips, allowed) == skips[1:]
     with pytest.raises(ValueError, match="has no ` | `"):
         list(allowed_skips("tests/test_a.py::one"))
+
+
+def third_party_imports(notebook: Path) -> set[str]:
+    "What its cells import that neither Python nor this project brings."
+    imported = re.findall(r"^\s*(?:from|import)\s+(\w+)", "\n".join(map(source, cells(notebook, "code"))), re.MULTILINE)
+    written = re.findall(
+        r"(\w+)\.py\b", notebook.read_text(encoding="utf-8")
+    )  # a module which the notebook itself writes
+    return set(imported) - sys.stdlib_module_names - {"lguest_nb", *written}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_whoever_installs_the_notebooks_extra_can_run_every_notebook(notebook: Path) -> None:
+    "That is what `make lab` and Binder do."
+    settings = SETTINGS["DEFAULT"]
+    kinds = ("requirements", "soft_requirements", "live_requirements", "notebooks_requirements")
+    brought = {re.split("[<>=]", each)[0] for kind in kinds for each in settings[kind].split()}
+    brought.add("traitlets")  # anywidget's and ipywidgets' own foundation
+    packages = metadata.packages_distributions()
+    missing = [name for name in third_party_imports(notebook) if not brought & set(packages.get(name, []))]
+    assert not missing
+
+
+def test_binder_installs_what_the_project_says() -> None:
+    requirements, python = ((ROOT / "binder" / name).read_text() for name in ("requirements.txt", "runtime.txt"))
+    lines = [line for line in requirements.splitlines() if not line.startswith("#")]
+    assert lines == ["-e .[notebooks]"]
+    assert "notebooks" in (metadata.metadata("lguest-nb").get_all("Provides-Extra") or [])
+    asked = re.fullmatch(r"python-(\d+)\.(\d+)\n", python)
+    assert asked and tuple(map(int, asked.groups())) >= tuple(map(int, SETTINGS["DEFAULT"]["min_python"].split(".")))

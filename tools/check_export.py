@@ -9,6 +9,7 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
+from progress import Progress
 from readme import readme
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,8 @@ def differences(
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="lguest-nb-export-") as directory:
+    what = Progress("Exporting the notebooks into a copy")
+    with what, tempfile.TemporaryDirectory(prefix="lguest-nb-export-") as directory:
         there = exported(Path(directory))
     here = modules(ROOT) | {"README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
     found = differences(here, there | {"README.md": readme()})

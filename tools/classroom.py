@@ -140,7 +140,15 @@ def make_user(
     name: str,
     home: Path,
 ) -> None:
-    command = ["useradd", "--no-log-init", "--create-home", "--home-dir", str(home), "--comment", f"{OURS}{os.getpid()}"]
+    command = [
+        "useradd",
+        "--no-log-init",
+        "--create-home",
+        "--home-dir",
+        str(home),
+        "--comment",
+        f"{OURS}{os.getpid()}",
+    ]
     done = subprocess.run([*command, "--shell", "/bin/bash", name], capture_output=True, text=True)
     if done.returncode:
         raise ClassError(f"useradd could not make the user {name}: {done.stderr.strip()}")
@@ -185,7 +193,11 @@ class Hub:
     ) -> None:
         self.token, self.url = secrets.token_hex(16), f"http://127.0.0.1:{free_port()}"
         self.place, self.http = place, AsyncHTTPClient()
-        node_program = Path(node(["-p", "process.execPath"], return_completed_process=True, capture_output=True, text=True).stdout.strip())
+        node_program = Path(
+            node(
+                ["-p", "process.execPath"], return_completed_process=True, capture_output=True, text=True
+            ).stdout.strip()
+        )
         allow_root = ["--allow-root"] if os.getuid() == 0 and not real_users else []
         spawner = "LocalProcessSpawner" if real_users else "SimpleLocalProcessSpawner"
         scopes = ["admin:users", "admin:servers", "access:servers"]
@@ -218,7 +230,12 @@ class Hub:
         environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
         self.process = subprocess.Popen(
             [str(BIN / "jupyterhub"), "--config", str(config)],
-            cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
+            cwd=place,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
         )
 
     def words(self) -> str:
@@ -250,7 +267,9 @@ class Hub:
                 if await there():
                     return
             if self.process.poll() is not None:
-                raise ClassError(f"The hub ended with status {self.process.returncode}. Its last words:\n{self.words()}")
+                raise ClassError(
+                    f"The hub ended with status {self.process.returncode}. Its last words:\n{self.words()}"
+                )
             if time.monotonic() > deadline:
                 raise ClassError(f"{what} after {PATIENCE} seconds. The hub's last words:\n{self.words()}")
             await asyncio.sleep(0.05)
@@ -285,7 +304,11 @@ class Talk:
         "Raises `ClassError` with the error, if the cell fails or takes too long."
         ident = uuid.uuid4().hex
         header = {
-            "msg_id": ident, "msg_type": "execute_request", "username": "", "session": self.session, "version": "5.3",
+            "msg_id": ident,
+            "msg_type": "execute_request",
+            "username": "",
+            "session": self.session,
+            "version": "5.3",
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
@@ -325,8 +348,8 @@ async def sit_down(
     began = time.monotonic()
     kernel = await hub.ask("POST", f"/user/{student.name}/api/kernels", {"name": "python3"})
     address = f"{hub.url.replace('http', 'ws', 1)}/user/{student.name}/api/kernels/{kernel['id']}/channels"
-    request = HTTPRequest(address, headers={"Authorization": f"token {hub.token}"})
-    student.talk = Talk(await websocket_connect(request, connect_timeout=PATIENCE))
+    request = HTTPRequest(address, headers={"Authorization": f"token {hub.token}"}, connect_timeout=PATIENCE)
+    student.talk = Talk(await websocket_connect(request))
     who = await student.talk.run(FIRST_CELL)
     student.seconds["a kernel, its first cell"] = time.monotonic() - began
     student.kernel, student.server = who["kernel"], who["server"]
@@ -416,10 +439,11 @@ def report(
     place: str,  # who the students are
 ) -> None:
     "What was measured: over the students, the middle one and the worst."
-    print(f"{len(students)} students at once on {os.cpu_count()} processors, {place}. The hub was there after {hub_took:.1f} s.")
+    print(f"{len(students)} students at once on {os.cpu_count()} processors, {place}.")
+    print(f"  {'the hub':32} {hub_took:13.3f} s")
     for name in students[0].seconds:
         values = [student.seconds[name] for student in students]
-        print(f"  {name:32} median {statistics.median(values):6.2f} s   worst {max(values):6.2f} s")
+        print(f"  {name:32} median {statistics.median(values):6.3f} s   worst {max(values):7.3f} s")
     for name in students[0].megabytes:
         values = [student.megabytes[name] for student in students]
         print(f"  {name:32} median {statistics.median(values):6.1f} MB  most {max(values):7.1f} MB")
@@ -438,7 +462,10 @@ def hold(
     real_users = os.getuid() == 0 and not problem
     place = "each a user of this machine" if real_users else "all of them one user of this machine"
     if problem:
-        print(f"Students will be you: another user cannot reach {problem}. PYTHON=/usr/bin/python3 may help.", file=sys.stderr)
+        print(
+            f"Students will be you: others cannot reach {problem}. CLASS_PYTHON= names another Python.",
+            file=sys.stderr,
+        )
     if real_users:
         remove_left_over()
     hub = None

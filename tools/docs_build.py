@@ -13,6 +13,7 @@ import docs_generate as generate
 import docs_pages as pages
 import nbformat
 from docs_assets import AssetError, provide
+from progress import Progress
 from session import GuestLost
 from sphinx.cmd.build import build_main
 
@@ -93,8 +94,11 @@ def build(
     shutil.rmtree(out / "sources", ignore_errors=True)
     shutil.rmtree(out / "html", ignore_errors=True)
     try:
-        write_sources(out / "sources")
-        return run_sphinx(out / "sources", out)
+        with Progress("The site", 2) as progress:
+            progress.step("its sources, from notebooks, signatures and a Guest which boots")
+            write_sources(out / "sources")
+            progress.step("its pages, by Sphinx")
+            return run_sphinx(out / "sources", out)
     except (pages.PageError, generate.GenerateError, AssetError, GuestLost) as error:
         print(f"The site cannot be built: {error}", file=sys.stderr)
         return 1

@@ -25,12 +25,11 @@ case $extra in
 dev) with=' with what its tests need' ;;
 bench) with=' with what draws its plots' ;;
 docs) with=' with what its site is made with' ;;
-live) with=' with JupyterLab and what live views need' ;;
+notebooks) with=' with JupyterLab and what its notebooks import' ;;
+class) with=' with a JupyterHub and what its notebooks import' ;;
 *) with= ;;
 esac
-printf 'Installing lguest-nb%s into %s ... ' "$with" "$venv" >&2
-if ! "$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2; then
+if ! "$venv/bin/python" tools/pip_install.py "Installing lguest-nb$with into $venv" --editable ".${extra:+[$extra]}"; then
     say "pip could not install lguest-nb; what it said is above. The first time it needs a package index within reach."
     exit 2
 fi
-say done.

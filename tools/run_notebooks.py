@@ -20,6 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
@@ -207,12 +208,15 @@ def main() -> int:
     if missing := [str(path) for path in paths if not path.is_file()]:
         parser.error(f"no such notebook: {', '.join(missing)}")
     failed = 0
+    progress = Progress("Running notebooks", len(paths), plain=False)
     for path in paths:
         started = time.monotonic()
+        progress.step(path.name)
         try:
             trouble = check(path) if arguments.check else save(path)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             trouble = COLOUR.sub("", str(error))
+        progress.clear()
         if trouble:
             failed += 1
             print(f"{path.name}:\n{trouble}", file=sys.stderr)

@@ -1,0 +1,287 @@
+"""Every exercise: its stub is met kindly, the answer in its fold is right, and wrong ones are found out."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from lguest_nb import exercises, your_walk
+from lguest_nb.exercises import GRADERS, STEPS, Case, at_most, exercise, verdict
+from lguest_nb.memory import LguestError
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+NOTEBOOKS = Path(__file__).parent.parent / "nbs"
+HEADING = re.compile(r"^## Exercise: \S", re.MULTILINE)
+FOLD = re.compile(r"<details>\n<summary>.+</summary>\n\n```python\n(.+?)\n```\n\n.+\n\n</details>", re.DOTALL)
+GRADE = re.compile(r'from lguest_nb\.exercises import grade\n\ngrade\("(.+)", (\w+)\)')
+
+
+class Exercise:
+    "What a notebook says in its section."
+
+    def __init__(self, statement: str, stub: str, graded: nbformat.NotebookNode, fold: str) -> None:
+        self.statement, self.stub = statement, stub
+        call = GRADE.fullmatch(graded.source)
+        answer = FOLD.fullmatch(fold)
+        assert call and answer, f"{statement[:60]} is not in the form of an exercise"
+        (self.name, self.variable), self.answer = call.groups(), answer[1]
+        self.printed = "".join(output.get("text", "") for output in graded.outputs)
+
+    def verdict(self, code: str) -> str:
+        names: dict[str, Any] = {}
+        exec(code, names)
+        return verdict(self.name, names[self.variable])
+
+
+@cache
+def all_of_them() -> dict[str, Exercise]:
+    found = {}
+    for path in sorted(NOTEBOOKS.glob("[!.]*.ipynb")):
+        cells = nbformat.read(path, 4).cells
+        for i, cell in enumerate(cells):
+            if cell.cell_type == "markdown" and HEADING.search(cell.source):
+                kinds = [each.cell_type for each in cells[i : i + 4]]
+                assert kinds == ["markdown", "code", "code", "markdown"], path.name
+                made = Exercise(cell.source, cells[i + 1].source, cells[i + 2], cells[i + 3].source)
+                assert made.name.startswith(f"{path.stem}: ")
+                assert cells[-1].cell_type == "code" or i + 4 < len(cells), f"{path.name} has no hand-over"
+                found[made.name] = made
+    return found
+
+
+each = pytest.mark.parametrize("name", all_of_them())
+
+
+def test_every_grader_has_its_exercise_and_every_exercise_its_grader() -> None:
+    with pytest.raises(LguestError, match=r"There is no exercise 'no such thing'; those there are: 00_memory: fits,"):
+        verdict("no such thing", None)
+    assert set(GRADERS) == set(all_of_them())
+    assert len({name.partition(":")[0] for name in GRADERS}) >= 14
+
+
+@each
+def test_a_stub_is_told_kindly_that_there_is_nothing_yet(name: str) -> None:
+    it = all_of_them()[name]
+    said = it.verdict(it.stub)
+    assert said.startswith("not yet: ")
+    assert it.printed == f"{said}\n"
+
+
+@each
+def test_the_folded_answer_is_right(name: str) -> None:
+    it = all_of_them()[name]
+    assert re.fullmatch(rf"right: {name}, in all \d+ cases?\.", it.verdict(it.answer))
+
+
+WRONG = [  # exercise, and what is wrong instead of what in its answer
+    ("00_memory: fits", "address <= limit and length <= limit - address", "address + length <= limit"),
+    ("00_memory: fits", "address <= limit and length <= limit - address", "length <= limit - address"),
+    ("00_memory: fits", "<= limit - address", "< limit - address"),
+    ("00_memory: fits", "address <= limit and", "address < limit and address + length < limit and"),
+    ("05_loading: initrd_at", "page_up(length)", "length"),
+    ("05_loading: initrd_at", "- tables <", "<"),
+    ("05_loading: initrd_at", "- tables <", "- tables <="),
+    ("05_loading: initrd_at", "if not length:", "if False:"),
+    ("12_driver: collect", "seen != idx", "seen < idx"),
+    ("12_driver: collect", "[seen % len(ring)]", "[seen]"),
+    ("12_driver: collect", "(seen + 1) & 0xFFFF", "seen + 1"),
+    ("14_hostile_rings: refused", "df", "bdf"),
+    ("14_hostile_rings: refused", "df", "d"),
+    ("16_your_walk: walk", "steps > num", "steps >= num"),
+    ("16_your_walk: walk", "steps > num", "steps > entries"),
+    ("16_your_walk: walk", "steps > num", "False"),
+    ("16_your_walk: walk", "        steps += 1\n", "        steps += length > 0\n"),
+    ("16_your_walk: walk", "after >= entries", "after > entries"),
+    ("16_your_walk: walk", "after >= entries", "after >= num"),
+    ("16_your_walk: walk", "flags & 2 and writes", "flags & 2 and writable"),
+    ("16_your_walk: walk", "flags & 2 and writes", "flags & 2 and writes and length"),
+    ("16_your_walk: walk", "if flags & 4", "if flags == 4"),
+    ("16_your_walk: walk", "if inside or not indirect", "if not indirect"),
+    ("16_your_walk: walk", "if inside or not indirect", "if inside"),
+    ("16_your_walk: walk", "if flags & 1:\n                raise", "if False:\n                raise"),
+    ("16_your_walk: walk", "length == 0 or ", ""),
+    ("16_your_walk: walk", " or length % 16", ""),
+    ("16_your_walk: walk", "        if length:\n", "        if True:\n"),
+    ("16_your_walk: walk", "        memory.check(address, length)\n        if not", "        if not"),
+    ("16_your_walk: walk", "memory.check(address, length)\n            table", "table"),
+    ("16_your_walk: walk", "index, 16))\n        if", "index, 16))\n        memory.read(table, 16)\n        if"),
+    ("20_devices: reflect", "return written", "return len(data)"),
+    ("20_devices: reflect", "for view in chain.in_views()", "for view in chain.in_views()[:1]"),
+    ("20_devices: reflect", "view[: len(piece)] = piece", "view[:] = data"),
+    ("21_lguest_bus: devices", "2 * features", "features"),
+    ("21_lguest_bus: devices", "8 * queues", "8"),
+    ("21_lguest_bus: devices", "at < len(page) and ", ""),
+    ("23_keyboard: Counter", "self.times.clear()", "pass"),
+    ("23_keyboard: Counter", "- self.times[0] <= 1", "- self.times[1] <= 1"),
+    ("25_snapshot: read", "sector - offset % sector", "length"),
+    ("25_snapshot: read", "sector - offset % sector", "sector"),
+    ("28_rng: fill", "while view:", "if view:"),
+    ("28_rng: fill", "count += given", "count = given"),
+    ("28_rng: fill", "view = view[given:]", "view = view[len(view):]"),
+    ("53_segments: segment", " | 0xFFF\n", "\n"),
+    ("53_segments: segment", " | high & 0xFF000000", ""),
+    ("53_segments: segment", " | high & 0xF0000", ""),
+    ("53_segments: segment", "if high & 1 << 23:", "if True:"),
+    ("54_page_tables: walk", "or table >= limit", ""),
+    ("54_page_tables: walk", "not table & 1 or", ""),
+    ("54_page_tables: walk", "if not page & 1:", "if not page:"),
+    ("54_page_tables: walk", "(table & ~0xFFF)", "table"),
+    ("54_page_tables: walk", "return page & ~0xFFF |", "return page |"),
+    ("56_interrupts: frame", "if error is not None:", "if error:"),
+    ("56_interrupts: frame", "if level != 1:", "if True:"),
+    ("56_interrupts: frame", " if enabled else eflags & ~0x200", ""),
+    ("56_interrupts: frame", "        esp = stack\n", ""),
+    ("64_guest_shell: request", "        poke_available(ring, 0),\n", ""),
+    ("86_gdb: payload", "sum(body) % 256", "sum(body)"),
+    ("86_gdb: payload", "int(digits, 16)", "int(digits.replace(b'A', b'0'), 16)"),
+    ("86_gdb: payload", 'elif byte == ord("}")', "elif False"),
+    ("93_ring: steady", "        last = now\n", ""),
+    ("93_ring: steady", "range(7)", "range(9)"),
+    ("93_ring: steady", "range(7)", "iter(int, 1)"),
+]
+
+
+@pytest.mark.parametrize(("name", "right", "wrong"), WRONG, ids=[f"{n}: {r} -> {w}" for n, r, w in WRONG])
+def test_an_answer_which_only_looks_right_is_found_out(name: str, right: str, wrong: str) -> None:
+    it = all_of_them()[name]
+    assert right in it.answer, "the answer reads differently now: change this list"
+    assert re.match(r"look again: \d+ of \d+ cases went wrong\.\n", it.verdict(it.answer.replace(right, wrong, 1)))
+
+
+def test_the_books_own_counter_of_c_has_the_flaw_which_its_exercise_is_about() -> None:
+    code = """
+from lguest_nb.keyboard import AbortCounter
+
+class Counter:
+    def __init__(self):
+        self.now = 0
+        self.counter = AbortCounter(clock=lambda: self.now)
+
+    def feed(self, data, now):
+        self.now = now
+        return self.counter.feed(data)
+"""
+    assert "the last three are within a second" in all_of_them()["23_keyboard: Counter"].verdict(code)
+
+
+class TestTheWalksSuite:
+    def test_every_kept_input_which_has_a_name_of_words_is_there_and_the_dice_too(self) -> None:
+        said = [case.said for case in GRADERS["16_your_walk: walk"](lambda *_: None)]
+        kept = {path.name for path in (Path(__file__).parent / "corpus" / "walk").iterdir()}
+        assert {f"the kept input {name}" for name in kept} <= set(said)
+        assert sum(name.startswith("round ") for name in said) == 400
+
+    def test_the_models_verdicts_are_not_all_the_same(self) -> None:
+        wants = [case.want for case in GRADERS["16_your_walk: walk"](lambda *_: None) if case.said.startswith("round")]
+        refused = wants.count(your_walk.GuestError)
+        assert 40 < refused < 360
+
+    def test_the_librarys_own_walk_says_the_same_to_every_ring_with_a_name(self) -> None:
+        from lguest_nb.memory import GuestError, GuestMemory
+        from lguest_nb.vring import walk_chain
+
+        for named in your_walk.NAMED:
+            memory = GuestMemory(your_walk.LIMIT, device_pages=0)
+            memory.write(0, your_walk.memory_of(named))
+            got: object = None
+            try:
+                chain = walk_chain(memory, your_walk.RING, your_walk.NUM, 0, named.negotiated)
+                got = (chain.readable, chain.writable)
+                del chain
+            except GuestError:
+                pass
+            assert got == named.want, named.name
+            memory.close()
+
+    def test_an_installed_package_has_the_named_rings_and_says_what_is_missing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert "400 rings thrown by dice" in your_walk.what_there_is()
+        monkeypatch.setattr(your_walk, "CLONE", tmp_path)
+        assert "A clone of the repository has" in your_walk.what_there_is(tmp_path)
+        it = all_of_them()["16_your_walk: walk"]
+        assert it.verdict(it.answer) == f"right: {it.name}, in all {2 * len(your_walk.NAMED) + 1} cases."
+
+
+class TestTheGrader:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+        "The verdict on an answer which should be `want`, or refuse."
+
+        def ask(answer: Callable[[], object], want: object = 1) -> str:
+            monkeypatch.setattr(exercises, "GRADERS", dict(GRADERS))
+            exercise("toy: it")(lambda it: [Case("it()", it, want, "so it is")])
+            return verdict("toy: it", answer)
+
+        return ask
+
+    def test_a_crash_is_a_sentence_with_the_readers_own_line(self, asked: Callable[..., str]) -> None:
+        def crash() -> int:
+            return {}["nothing"]  # type: ignore[no-any-return]
+
+        line = crash.__code__.co_firstlineno + 1
+        said = asked(crash)
+        assert f"it() raises KeyError in line {line} of crash: 'nothing', and should be 1: so it is." in said
+        assert "Traceback" not in said
+
+    def test_an_answer_which_leaves_python_stays_in(self, asked: Callable[..., str]) -> None:
+        assert "it() raises SystemExit" in asked(sys.exit)
+
+    def test_an_endless_answer_is_ended_after_so_many_steps(self, asked: Callable[..., str]) -> None:
+        def endless() -> None:
+            while True:
+                try:
+                    while True:
+                        pass
+                except Exception:
+                    continue
+
+        assert f"has not come to an end after {STEPS} steps" in asked(endless)
+
+    def test_a_refusal_must_be_of_the_right_kind(self, asked: Callable[..., str]) -> None:
+        def refuse() -> None:
+            raise LookupError("no")
+
+        assert asked(refuse, LookupError).startswith("right")
+        assert "must be refused with a OSError" in asked(refuse, OSError)
+        assert "it() is 1, and must be refused with a OSError" in asked(lambda: 1, OSError)
+
+    def test_three_mistakes_are_told_and_the_rest_is_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(exercises, "GRADERS", dict(GRADERS))
+        exercise("toy: it")(lambda it: [Case("it()", it, i, "why") for i in range(9)])
+        said = verdict("toy: it", lambda: 4)
+        assert said.startswith("look again: 8 of 9 cases went wrong.\n") and said.count("\n") == 3
+
+    def test_a_debugger_is_put_back(self) -> None:
+        before = sys.gettrace()
+
+        def debugger(*_: object) -> None:
+            return None
+
+        sys.settrace(debugger)
+        try:
+            at_most(10, lambda: None)
+            assert sys.gettrace() is debugger
+        finally:
+            sys.settrace(before)
+
+    @pytest.mark.parametrize("answer", [None, 7, "x", print], ids=repr)
+    @each
+    def test_nonsense_is_answered_with_sentences(self, name: str, answer: object) -> None:
+        assert verdict(name, answer).startswith("look again: ")
+
+
+def test_nothing_of_the_tests_is_needed_to_import_it(tmp_path: Path) -> None:
+    "As after an installation: the package alone, in another place."
+    import subprocess
+
+    shutil.copytree(Path(exercises.__file__).parent, tmp_path / "lguest_nb")
+    program = "import lguest_nb.your_walk as w, lguest_nb.marking; print(w.what_there_is())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "A clone of the repository has" in done.stdout, done.stderr

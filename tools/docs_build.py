@@ -68,6 +68,7 @@ def write_sources(
     for module in generate.modules():
         write(sources / "api" / f"{module}.md", generate.api_page(module, chapters.get(module, "")))
     for name, table in (
+        ("exercises.md", generate.exercises(sorted((ROOT / "nbs").glob("[!.]*.ipynb")))),
         ("coming-from-lguest.md", generate.coming_from_lguest(docs / "lguest_c.toml")),
         ("rows-2009.md", generate.rows_2009(ROOT / "tests" / "rows_2009.toml")),
     ):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nbformat
 from docs_comments import Told, comments_of
 
 import lguest_nb
@@ -20,6 +21,7 @@ HALF = 0.5  # of a protocol's methods; whoever has fewer only has a word in comm
 VALUE_COLUMNS = 70  # a longer value is not shown
 CODE = re.compile(r"(`[^`]+`)")
 RST_SPECIAL = re.compile(r"([\\*_|])")
+EXERCISE = re.compile(r"## Exercise: (.+)")
 ROW_SECTIONS = {  # of tests/rows_2009.toml
     "1": "Constants and layouts",
     "2": "Command line",
@@ -157,6 +159,20 @@ def rows_2009(
             lines.append([label, " ".join(row["holds"].split()), tests])
         text.append(f"## {ROW_SECTIONS[section]}\n\n" + table(["", "what holds", "tests"], lines, "rows"))
     return "\n".join(text)
+
+
+def exercises(
+    notebooks: list[Path],
+) -> str:
+    "A line for each exercise, in the order of the chapters."
+    lines = []
+    for path in notebooks:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown" and (found := EXERCISE.match(cell.source)):
+                anchor = re.sub(r"[^\w -]", "", f"exercise {found[1]}".lower()).replace(" ", "-")
+                page = f"tour/{path.stem}.ipynb"
+                lines.append([f"[{path.stem}]({page})", f"[{found[1]}]({page}#{anchor})"])
+    return table(["chapter", "exercise"], lines, "rows")
 
 
 def constants(

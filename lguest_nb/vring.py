@@ -21,7 +21,8 @@ from .memory import GuestError, GuestMemory, page_up
 # %% ../nbs/10_vring.ipynb #a813aed1
 VIRTQUEUE_NUM = 256  # lguest.c: entries of every ring of every device
 DESC_NEXT, DESC_WRITE, DESC_INDIRECT = 1, 2, 4
-AVAIL_NO_INTERRUPT = USED_NO_NOTIFY = 1
+AVAIL_NO_INTERRUPT = 1
+USED_NO_NOTIFY = 1
 IOV_MAX = 1024  # <limits.h>: Linux refuses more buffers than this in one readv or writev
 DESC = struct.Struct("<QIHH")  # address, length, flags, next
 
@@ -276,10 +277,9 @@ class Virtqueue:
             if part % alignment:
                 raise BrokenRing(f"{self.name}: a ring part at {part:#x} is not aligned to {alignment}.")
             self.memory.check(part, size)
-        self.ring = ring
+        self.ring, self.ready = ring, True
         self.avail, self.used = ring.avail >> 1, ring.used >> 1  # indices into memory.u16
         self.entries = (ring.used >> 2) + 1  # of the used ring: an index into memory.u32
-        self.ready = True
         self.last_avail = self.used_idx = self.pending_used = 0
 
     def more(self) -> bool:

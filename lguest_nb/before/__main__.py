@@ -9,6 +9,7 @@ __all__ = ['Voice', 'announce', 'checksum', 'answer', 'somebody_answers', 'setup
 # %% ../../nbs/68_either.ipynb #edd7015d
 import argparse
 import os
+import signal
 import socket
 import struct
 import sys
@@ -185,6 +186,7 @@ def run(options: argparse.Namespace) -> Ending:
             launcher.add(device)
         commands = [*options.commands, "poweroff"] if options.commands else []
         launcher.load(str(path()), command_line(*commands, ip=options.ip))
+        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=launcher.stop).start())
         ending = launcher.run()
         if voice is not None:
             voice.name_threads()
@@ -206,6 +208,8 @@ def main() -> int:
         return 130
     finally:
         terminal.give_back()
+    if ending.how == "stopped":
+        return 130
     if ending.reason and ending.how != "power-off":
         print(ending.reason, file=sys.stderr)
     return 0 if ending.how == "power-off" else 1

@@ -19,7 +19,7 @@ from .arguments import USAGE, Arguments, Gdb, UsageError, parse
 from .block import parse_block
 from .console import Console
 from .device import Device
-from .host import Host, HostError
+from .host import HostError, LguestHost
 from .keyboard import Keyboard
 from .launcher import Launcher
 from .memory import LguestError
@@ -36,7 +36,7 @@ def make_host(
     name: str,  # one of HOSTS
     stats: bool = False,  # time what it does
     gdb: Gdb | None = None,  # a debugger shall be able to look at it
-) -> Host:
+) -> LguestHost:
     "Raises `HostError` if it cannot be had on this machine."
     if name == "auto":
         try:
@@ -129,7 +129,7 @@ def explain(
 # %% ../nbs/46_cli.ipynb #e2128c8f
 def boot(
     args: Arguments,
-    host: Host,
+    host: LguestHost,
 ) -> tuple[Session, int]:  # with the exit status
     "Everything between a parsed command line and the end of the Guest. Raises `LguestError`."
     terminal, keyboard = Terminal(0), Keyboard(0, abort)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .console import Console
 from .device import Device
-from .host import Ending, Host
+from .host import Ending, LguestHost
 from .launcher import Launcher
 from .memory import LguestError
 from .vring import DESC, RingLayout
@@ -127,8 +127,8 @@ def boot(
     devices: Sequence[Device] = (),  # besides the console
     megabytes: int = 16,  # of memory
     ip: str = "",  # the Guest's own address, A.B.C.D
-    host: Host | None = None,  # or the software Host
-    design: Callable[[int, Host, int], Launcher] = Launcher,  # of megabytes, host and output
+    host: LguestHost | None = None,  # or the software Host
+    design: Callable[[int, LguestHost, int], Launcher] = Launcher,  # of megabytes, host and output
 ) -> tuple[str, Ending]:  # what it printed, how it ended
     "Boot the tiny guest, let it run `commands`, and wait for its end. Raises `LguestError`."
     if host is None:

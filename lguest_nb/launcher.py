@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from .bus.lguest import LguestBus
 from .console import write_all
 from .device import Device
-from .host import BootState, Ending, Host
+from .host import BootState, Ending, LguestHost
 from .inspect import devices_state
 from .loading import Initrd, LoadError, load_initrd, load_kernel, room_for_tables, write_boot_params
 from .memory import DEVICE_PAGES, PAGE_SIZE, GuestError, GuestMemory, LguestError
@@ -57,7 +57,7 @@ class Launcher:
     def __init__(
         self,
         megabytes: int,  # of RAM
-        host: Host,  # who runs the CPU; not started yet
+        host: LguestHost,  # who runs the CPU; not started yet
         output_fd: int = 1,  # where the Guest's early messages go
     ) -> None:
         check_processor()

@@ -17,7 +17,7 @@ from ..cli import explain, make_host
 from ..console import Console
 from ..device import Device
 from ..guest import path
-from ..host import Ending, Host
+from ..host import Ending, LguestHost
 from ..launcher import Launcher
 from ..memory import LguestError
 from ..trace import Watcher
@@ -104,7 +104,7 @@ class LiveGuest:
         kernel: str = "",  # its path, or the tiny Guest's
         arguments: str = "",  # its command line
         initrd: str | None = None,  # path
-        host: Callable[[], Host] = lambda: make_host("auto"),
+        host: Callable[[], LguestHost] = lambda: make_host("auto"),
         watchers: Sequence[Watcher] = (),  # who are told what happens to the devices
     ) -> None:
         self.devices, self.name, self.megabytes = devices, name, megabytes

@@ -26,7 +26,7 @@ from .memory import LguestError
 from .net import setup_tun_net
 from .plugin import load_device
 from .rng import Rng
-from .session import Instruments, Session, abort, tell
+from .session import Instruments, Session, abort, left_to_the_main_thread, tell
 from .terminal import Terminal
 
 log = logging.getLogger("lguest_nb")
@@ -135,16 +135,17 @@ def boot(
     terminal, keyboard = Terminal(0), Keyboard(0, abort)
     try:
         with Instruments(args.trace, args.pcap) as instruments, Launcher(args.megabytes, host) as launcher:
-            for kind, value in args.devices:
-                launcher.add(make_device(kind, value))
+            with left_to_the_main_thread():
+                for kind, value in args.devices:
+                    launcher.add(make_device(kind, value))
             launcher.add(Console(keyboard.typed, 1))
             launcher.load(args.kernel, args.command_line, args.initrd)
             instruments.attach(launcher)
             session = Session(launcher, terminal)
-            if args.gdb is not None:
-                let_gdb_in(args.gdb, session, instruments)
             session.take_signals()
             try:
+                if args.gdb is not None:
+                    let_gdb_in(args.gdb, session, instruments)
                 terminal.take()
                 session.listen_to(keyboard)
                 session.run()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -247,3 +248,11 @@ def ask_c(
         subprocess.run(["gcc", "-w", "-o", program, source], check=True)
         values = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
     return dict(zip(expressions, map(int, values), strict=True))
+
+
+def until(condition: Callable[[], object]) -> None:
+    "Wait for what must come, and which nothing tells us of."
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()

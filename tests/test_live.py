@@ -13,7 +13,7 @@ import pytest
 from fakes import FakeHost, ScriptedHost
 from hypothesis import given
 from hypothesis import strategies as st
-from support import PATIENCE, Ring, lguest_threads, naps
+from support import PATIENCE, Ring, lguest_threads, naps, until
 
 from lguest_nb.device import Device, Service
 from lguest_nb.driver import Driver
@@ -359,12 +359,6 @@ def echo(ring: Ring) -> Iterator[tuple[Echo, Driver]]:
 
 def begin(echo: Echo) -> None:
     start_device(echo, FakeHost(), lambda error: None)
-
-
-def until(condition: Callable[[], object]) -> None:
-    "Wait for what must come."
-    while not condition():
-        pass
 
 
 class TestSlowMotion:

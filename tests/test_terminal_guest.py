@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from session import PROMPT, Session
-from support import COMMAND, PATIENCE
+from support import COMMAND, PATIENCE, until
 
 pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
 
@@ -92,8 +92,11 @@ def test_three_control_c_after_many_other_keys_which_nobody_reads(start: Start) 
 def test_a_guest_which_dies_gives_the_terminal_back_and_a_late_control_c_is_the_shells(
     start: Start, command: str
 ) -> None:
-    session = start(command)
-    session.type(CONTROL_C * 2)
+    session = start()
+    session.expect(PROMPT)
+    session.type(CONTROL_C * 2 + "\r")
+    session.expect(PROMPT, len(session.seen))
+    session.type(f"{command}\r")
     ends(session, 1)
     assert "\nlguest-nb: " in session.seen
 
@@ -174,10 +177,9 @@ def test_stopped_and_continued_by_a_shell_it_takes_the_terminal_again(shell: She
         shell.type("echo 1 of $((40 + 2))\n")
         shell.expect("1 of 42\n")
         shell.type("fg\n")
-        shell.expect("\n")
-        shell.type("\recho hello\r")  # the shell's echo, or the Guest's: until it is ours again, and it answers
+        until(lambda: shell.flags() == 0)
+        shell.type("\recho hello\r")
         shell.expect("\nhello\n")
-        assert shell.flags() == 0
     shell.type(CONTROL_C * 3)
     shell.expect("shell$ ")
     assert shell.flags() == as_it_was
@@ -209,6 +211,18 @@ def test_many_signals_at_once_end_it_as_the_first_of_them(start: Start) -> None:
             session.process.send_signal(number)
         assert session.wait_for_end() in (-signal.SIGHUP, -signal.SIGTERM, -signal.SIGINT)
         assert termios.tcgetattr(session.controller) == session.before
+
+
+def test_stopped_and_told_to_go_on_again_and_again_it_goes_on(start: Start) -> None:
+    "As a shell does it: no program which handles SIGTSTP can hear a SIGCONT from before it stood still."
+    session = start()
+    session.expect(PROMPT)
+    for _ in range(20):
+        session.process.send_signal(signal.SIGTSTP)
+        assert os.waitid(os.P_PID, session.process.pid, os.WSTOPPED) is not None
+        session.process.send_signal(signal.SIGCONT)
+    session.type(CONTROL_C * 3)  # at a terminal which is not raw again yet, the first of them is a SIGINT
+    ends(session, -signal.SIGINT)
 
 
 def test_a_window_which_is_closed_ends_it_by_sighup() -> None:

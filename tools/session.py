@@ -17,7 +17,11 @@ class GuestLost(Exception):
 
 
 class Session:
-    "A command which runs on a pseudo-terminal: what it writes, we read; what we type, it reads."
+    """A command which runs on a pseudo-terminal: what it writes, we read; what we type, it reads.
+
+    It's the command's controlling terminal, as yours is your shell's: without one, a ^C typed while the terminal is
+    not raw would be a signal to nobody.
+    """
 
     def __init__(
         self,
@@ -27,7 +31,7 @@ class Session:
         self.controller, terminal = pty.openpty()
         try:
             self.process = subprocess.Popen(
-                command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+                ["setsid", "--ctty", *command], stdin=terminal, stdout=terminal, stderr=terminal
             )
         finally:
             os.close(terminal)

@@ -11,7 +11,8 @@ import select
 
 from .device import VIRTIO_ID_CONSOLE, Device, Service
 from .memory import GuestError, LguestError
-from .vring import IOV_MAX, Virtqueue, Wakeup
+from .vring import IOV_MAX, Virtqueue
+from .wakeup import Wakeup
 
 # %% ../nbs/22_console.ipynb #10b48535
 PIECE = 4096  # PIPE_BUF: a pipe which polls as writable takes that much without blocking

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 from .device import Device
 from .knock import Reader
-from .vring import AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, Virtqueue, Wakeup
+from .vring import AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, Virtqueue
+from .wakeup import Wakeup
 
 # %% ../nbs/31_inspect.ipynb #c9c80f8f
 _SLEEPS = {

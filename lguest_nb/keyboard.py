@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from .vring import Stopped, Wakeup
+from .wakeup import Stopped, Wakeup
 
 # %% ../nbs/23_keyboard.ipynb #950fb138
 ABORT_KEY = 3  # ^C

@@ -20,7 +20,7 @@ from .inspect import devices_state
 from .loading import Initrd, LoadError, load_initrd, load_kernel, room_for_tables, write_boot_params
 from .memory import DEVICE_PAGES, PAGE_SIZE, GuestError, GuestMemory, LguestError
 from .trace import Tracer
-from .vring import Stopped, Wakeup
+from .wakeup import Stopped, Wakeup
 
 log = logging.getLogger("lguest_nb")
 

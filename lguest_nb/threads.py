@@ -12,7 +12,8 @@ from collections.abc import Callable
 from .device import Device, Service
 from .host import Host
 from .memory import LguestError
-from .vring import USED_NO_NOTIFY, Stopped, Virtqueue
+from .vring import USED_NO_NOTIFY, Virtqueue
+from .wakeup import Stopped
 
 # %% ../nbs/30_threads.ipynb #864ab0e3
 class ServiceThread(threading.Thread):

@@ -18,7 +18,8 @@ from typing import Protocol
 
 from .device import Device
 from .memory import LguestError
-from .vring import Chain, Elsewhere, Virtqueue, total
+from .vring import Chain, Virtqueue, total
+from .wakeup import Elsewhere
 
 log = logging.getLogger("lguest_nb")
 

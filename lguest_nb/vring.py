@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['VIRTQUEUE_NUM', 'DESC_NEXT', 'DESC_WRITE', 'DESC_INDIRECT', 'AVAIL_NO_INTERRUPT', 'USED_NO_NOTIFY', 'IOV_MAX', 'DESC',
            'Segment', 'ENOUGH', 'RingLayout', 'ring_at', 'ring_size', 'BrokenRing', 'total', 'Chain', 'walk_chain',
-           'Stopped', 'Doorbell', 'Elsewhere', 'Wakeup', 'full_barrier', 'Virtqueue']
+           'full_barrier', 'Virtqueue']
 
 # %% ../nbs/10_vring.ipynb #45dc8a0c
-import os
-import select
 import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from .memory import GuestError, GuestMemory, page_up
+from .wakeup import Doorbell, Stopped, Wakeup
 
 # %% ../nbs/10_vring.ipynb #a813aed1
 VIRTQUEUE_NUM = 256  # lguest.c: entries of every ring of every device
@@ -129,106 +128,6 @@ def walk_chain(
             raise BrokenRing(f"Desc next is {after}, but the table has {entries} descriptors.")
         index = after
     raise BrokenRing(f"Looped descriptor: a chain has more than the ring's {num} descriptors.")
-
-# %% ../nbs/10_vring.ipynb #187c5430
-class Stopped(Exception):
-    "Raised in a service thread which is asked to end; not an error."
-
-
-class Doorbell(NamedTuple):
-    "What the Guest touches to kick a queue."
-
-    address: int  # Guest-physical
-    value: int | None = None  # where several queues share the address: which value means this one
-
-
-class Elsewhere(Protocol):
-    "Another place to sleep, of the device's own: in a read. Whoever sleeps there can be called away."
-
-    def readv(
-        self,
-        views: Sequence[memoryview],  # of the Guest's buffers
-    ) -> int:  # bytes
-        "Sleep until there is something to read. Raises `OSError`: `InterruptedError` if somebody called."
-        ...
-
-    def call_away(self) -> None:
-        "Make the sleeper come out, and whoever comes later not fall asleep. Any thread."
-        ...
-
-    def make_bed(self) -> None:
-        "One may sleep here again. Before a new thread starts."
-        ...
-
-
-class Wakeup:
-    "The two ways to wake one queue's service thread: the Guest's kick, and our own *stop*."
-
-    def __init__(self) -> None:
-        self.kicks = os.eventfd(0, os.EFD_CLOEXEC)  # counts; the Host adds to it
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self.stopping = False
-        self.elsewhere: Elsewhere | None = None
-
-    def sleep(self) -> None:
-        "Wait for a kick. Raises `Stopped`."
-        if not self.stopping:
-            os.read(self.kicks, 8)  # and not os.eventfd_read, which a signal interrupts
-        self.check()
-
-    def sleep_on(
-        self,
-        fd: int,  # the device's own descriptor: a tap, a pipe from the keyboard ...
-        events: int = select.POLLIN,  # or POLLOUT
-    ) -> None:
-        "Wait until `fd` is ready; end of file and errors count as ready. Raises `Stopped`."
-        poll = select.poll()
-        poll.register(fd, events)
-        poll.register(self._stop, select.POLLIN)
-        poll.poll()
-        self.check()
-
-    def sleep_in(
-        self,
-        bed: Elsewhere,  # where to read
-        views: Sequence[memoryview],  # of the Guest's buffers
-    ) -> int:  # bytes read; 0 at the end of the file
-        "Sleep in a read. Raises `OSError` and `Stopped`."
-        self.elsewhere = bed
-        while True:
-            self.check()
-            try:
-                count = bed.readv(views)
-            except InterruptedError:  # by our stop, or by a knock at somebody else's door
-                continue
-            self.check()
-            return count
-
-    def check(self) -> None:
-        "For long work: raises `Stopped` if it should not go on."
-        if self.stopping:
-            raise Stopped
-
-    def stop(self) -> None:
-        "Make the thread come out of whatever it sleeps in. Any thread."
-        self.stopping = True
-        os.eventfd_write(self._stop, 1)
-        os.eventfd_write(self.kicks, 1)
-        if self.elsewhere is not None:
-            self.elsewhere.call_away()
-
-    def rearm(self) -> None:
-        "Before a new thread starts: forget the last stop. A kick which came meanwhile is kept."
-        if self.stopping:
-            os.eventfd_read(self._stop)
-            if self.elsewhere is not None:
-                self.elsewhere.make_bed()
-            self.stopping = False
-
-    def close(self) -> None:
-        "Give the descriptors back. Only when no thread sleeps here and no Host holds the eventfd."
-        os.close(self.kicks)
-        os.close(self._stop)
 
 # %% ../nbs/10_vring.ipynb #9f748f7f
 _fence = threading.Lock()

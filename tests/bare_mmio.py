@@ -10,7 +10,8 @@ from lguest_nb.device import F_RING_INDIRECT_DESC, STATUS_DRIVER_OK, Device
 from lguest_nb.host import Host
 from lguest_nb.memory import GuestError, GuestMemory
 from lguest_nb.threads import reset_device, start_device
-from lguest_nb.vring import Doorbell, RingLayout, Virtqueue
+from lguest_nb.vring import RingLayout, Virtqueue
+from lguest_nb.wakeup import Doorbell
 
 MAGIC, VERSION, DEVICE_ID = 0x000, 0x004, 0x008
 DEVICE_FEATURES, DEVICE_FEATURES_SEL, DRIVER_FEATURES, DRIVER_FEATURES_SEL = 0x010, 0x014, 0x020, 0x024

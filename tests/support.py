@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from lguest_nb.memory import GuestMemory
-from lguest_nb.vring import DESC, Stopped, Virtqueue, ring_at
+from lguest_nb.vring import DESC, Virtqueue, ring_at
+from lguest_nb.wakeup import Stopped
 
 COMMAND = [sys.executable, "-c", "import sys; from lguest_nb.entry import main; sys.exit(main())"]  # lguest-nb
 SCRIPTED = [sys.executable, str(Path(__file__).with_name("scripted_cli.py"))]  # ... with a Guest which is a scene

@@ -37,7 +37,8 @@ from lguest_nb.block import (
 from lguest_nb.device import VIRTIO_ID_BLOCK
 from lguest_nb.driver import Driver, Used
 from lguest_nb.memory import GuestMemory, LguestError
-from lguest_nb.vring import DESC, DESC_NEXT, DESC_WRITE, Segment, Stopped, Virtqueue, ring_at, total
+from lguest_nb.vring import DESC, DESC_NEXT, DESC_WRITE, Segment, Virtqueue, ring_at, total
+from lguest_nb.wakeup import Stopped
 
 SECTORS = 16
 SIZE = SECTORS * SECTOR

@@ -15,7 +15,8 @@ from lguest_nb.console import Console, write_all
 from lguest_nb.device import VIRTIO_ID_CONSOLE
 from lguest_nb.driver import Driver
 from lguest_nb.memory import GuestError, GuestMemory, LguestError
-from lguest_nb.vring import Stopped, Virtqueue, Wakeup, ring_at
+from lguest_nb.vring import Virtqueue, ring_at
+from lguest_nb.wakeup import Stopped, Wakeup
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

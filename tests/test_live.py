@@ -33,7 +33,8 @@ from lguest_nb.live.view import View
 from lguest_nb.memory import GuestMemory, LguestError
 from lguest_nb.threads import reset_device, start_device
 from lguest_nb.trace import Event
-from lguest_nb.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Doorbell, Virtqueue
+from lguest_nb.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Virtqueue
+from lguest_nb.wakeup import Doorbell
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "nbs").glob("9?_*.ipynb"))
 

@@ -21,7 +21,8 @@ import pytest
 from lguest_nb.driver import Driver
 from lguest_nb.memory import GuestMemory, LguestError
 from lguest_nb.net import IFNAMSIZ, VNET_HEADER, Net, configure, ifreq, parse_tunnet, setup_tun_net
-from lguest_nb.vring import Stopped, Virtqueue, ring_at
+from lguest_nb.vring import Virtqueue, ring_at
+from lguest_nb.wakeup import Stopped
 
 ROOT = Path(__file__).parent.parent
 NO_TAP = 77  # exit status of a child which may not have one

@@ -24,11 +24,11 @@ from lguest_nb.vring import (
     DESC_NEXT,
     DESC_WRITE,
     RingLayout,
-    Stopped,
     Virtqueue,
     ring_at,
     walk_chain,
 )
+from lguest_nb.wakeup import Stopped
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 SIZE, NUM = 1 << 18, 8

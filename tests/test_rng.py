@@ -15,7 +15,8 @@ from lguest_nb.device import VIRTIO_ID_RNG
 from lguest_nb.driver import Driver, Used
 from lguest_nb.memory import GuestError, GuestMemory, LguestError
 from lguest_nb.rng import PIECE, Rng
-from lguest_nb.vring import DESC, DESC_NEXT, DESC_WRITE, Stopped, Virtqueue, ring_at
+from lguest_nb.vring import DESC, DESC_NEXT, DESC_WRITE, Virtqueue, ring_at
+from lguest_nb.wakeup import Stopped
 
 
 @dataclass

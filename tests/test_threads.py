@@ -14,7 +14,8 @@ from lguest_nb.driver import Driver
 from lguest_nb.host import HostError
 from lguest_nb.memory import GuestMemory
 from lguest_nb.threads import reset_device, start_device
-from lguest_nb.vring import USED_NO_NOTIFY, Doorbell, Virtqueue, ring_at
+from lguest_nb.vring import USED_NO_NOTIFY, Virtqueue, ring_at
+from lguest_nb.wakeup import Doorbell
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

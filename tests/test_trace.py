@@ -26,7 +26,8 @@ from lguest_nb.memory import GuestMemory, LguestError
 from lguest_nb.rng import Rng
 from lguest_nb.threads import reset_device, start_device
 from lguest_nb.trace import ChromeTrace, Sink, Tracer, open_trace
-from lguest_nb.vring import Doorbell, Virtqueue, ring_at
+from lguest_nb.vring import Virtqueue, ring_at
+from lguest_nb.wakeup import Doorbell
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

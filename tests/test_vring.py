@@ -1,8 +1,8 @@
 """The ring: what a Guest may write into it, what it must not, and what each of that is answered with."""
 
+import os
 import threading
-from collections.abc import Iterator, Sequence
-from queue import SimpleQueue
+from collections.abc import Iterator
 
 import pytest
 from chain_model import Entry, by_the_book
@@ -12,7 +12,6 @@ from support import PATIENCE, Ring, ask_c, naps, put_desc
 
 from lguest_nb import vring
 from lguest_nb.driver import Driver
-from lguest_nb.knock import Reader
 from lguest_nb.memory import BadAddress, GuestError, GuestMemory
 from lguest_nb.vring import (
     AVAIL_NO_INTERRUPT,
@@ -24,13 +23,12 @@ from lguest_nb.vring import (
     VIRTQUEUE_NUM,
     BrokenRing,
     RingLayout,
-    Stopped,
     Virtqueue,
-    Wakeup,
     ring_at,
     ring_size,
     walk_chain,
 )
+from lguest_nb.wakeup import Stopped
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 TABLE = 0x4000  # where tests put indirect tables
@@ -558,7 +556,7 @@ class Served:
         assert self.asleep.acquire(timeout=PATIENCE)
 
     def kick(self) -> None:
-        vring.os.eventfd_write(self.ring.vq.wakeup.kicks, 1)
+        os.eventfd_write(self.ring.vq.wakeup.kicks, 1)
 
     def stop(self) -> None:
         self.ring.vq.wakeup.stop()
@@ -609,7 +607,7 @@ class TestWaiting:
         ring.desc(0, 0x1000, 1)
         ring.offer(0)
         for _ in range(40):
-            vring.os.eventfd_write(ring.vq.wakeup.kicks, 1)
+            os.eventfd_write(ring.vq.wakeup.kicks, 1)
         ring.vq.wait()
         ring.vq.wakeup.sleep()
         ring.vq.wakeup.stop()
@@ -675,86 +673,6 @@ def test_a_wish_for_an_interrupt_needs_no_fence_and_silence_does(ring: Ring) -> 
     ring.vq.add_used(ring.vq.take(), 4)
     ring.vq.trigger()
     assert ring.interrupts == [1, 3]
-
-
-class TestWakeup:
-    @pytest.fixture
-    def wakeup(self) -> Iterator[Wakeup]:
-        wakeup = Wakeup()
-        yield wakeup
-        wakeup.close()
-
-    def test_a_stop_before_the_sleep_is_not_slept_through(self, wakeup: Wakeup) -> None:
-        wakeup.stop()
-        for sleep in (wakeup.sleep, lambda: wakeup.sleep_on(vring.select.EPOLLIN), wakeup.check):
-            with pytest.raises(Stopped):
-                sleep()
-
-    def test_whoever_reads_elsewhere_is_called_away_by_a_stop_and_may_come_again(self, wakeup: Wakeup) -> None:
-        reads, writes = vring.os.pipe()
-        reader, buffer, said = Reader(reads), memoryview(bytearray(4)), SimpleQueue[object]()
-
-        def sleep() -> None:
-            try:
-                said.put(wakeup.sleep_in(reader, [buffer]))
-            except Stopped:
-                said.put("stopped")
-
-        for night in range(100):
-            thread = threading.Thread(target=sleep)
-            thread.start()
-            if night % 2:
-                vring.os.write(writes, b"word")
-                assert said.get(timeout=PATIENCE) == 4
-            wakeup.stop()
-            thread.join()
-            if not night % 2:
-                assert said.get(timeout=PATIENCE) == "stopped"
-            wakeup.rearm()
-        reader.close()
-        for fd in (reads, writes):
-            vring.os.close(fd)
-
-    def test_a_knock_which_is_not_for_us_is_slept_on(self, wakeup: Wakeup) -> None:
-        answers = iter([InterruptedError(), InterruptedError(), 7])
-
-        class Restless:
-            def readv(self, views: Sequence[memoryview]) -> int:
-                answer = next(answers)
-                if isinstance(answer, InterruptedError):
-                    raise answer
-                return answer
-
-            def call_away(self) -> None: ...
-
-            def make_bed(self) -> None: ...
-
-        assert wakeup.sleep_in(Restless(), []) == 7
-
-    def test_a_kick_before_a_reset_is_kept_for_after_it(self, wakeup: Wakeup) -> None:
-        vring.os.eventfd_write(wakeup.kicks, 1)
-        wakeup.stop()
-        wakeup.rearm()
-        wakeup.sleep()
-        wakeup.check()
-
-    def test_rearming_what_nobody_stopped_does_not_wait(self, wakeup: Wakeup) -> None:
-        wakeup.rearm()
-        wakeup.stop()
-        wakeup.stop()
-        wakeup.rearm()
-        wakeup.rearm()
-        wakeup.check()
-
-    def test_a_ready_descriptor_ends_the_wait_and_so_does_its_end(self, wakeup: Wakeup) -> None:
-        reads, writes = vring.os.pipe()
-        vring.os.write(writes, b"x")
-        wakeup.sleep_on(reads)
-        vring.os.read(reads, 1)
-        wakeup.sleep_on(writes, vring.select.POLLOUT)
-        vring.os.close(writes)
-        wakeup.sleep_on(reads)
-        vring.os.close(reads)
 
 
 # The property: against the plain model of chain_model.py.

@@ -27,7 +27,8 @@ from lguest_nb.device import Device
 from lguest_nb.memory import GuestMemory
 from lguest_nb.net import Net
 from lguest_nb.threads import reset_device, start_device
-from lguest_nb.vring import VIRTQUEUE_NUM, Doorbell, Virtqueue, ring_at
+from lguest_nb.vring import VIRTQUEUE_NUM, Virtqueue, ring_at
+from lguest_nb.wakeup import Doorbell
 
 BLOCKS, BLOCK = 16384, 4096  # of the disk: 64 MB, which stays in the page cache
 MEMORY = 64 << 20

@@ -9,7 +9,8 @@ from functools import lru_cache, partial
 from chain_model import Buffers, Entry, by_the_book
 
 from lguest_nb.memory import PAGE_SIZE, GuestError, GuestMemory
-from lguest_nb.vring import Chain, Stopped, Virtqueue, Wakeup, ring_at
+from lguest_nb.vring import Chain, Virtqueue, ring_at
+from lguest_nb.wakeup import Stopped, Wakeup
 
 NUM = 8  # entries of the ring
 RAM = 16 * PAGE_SIZE

@@ -20,7 +20,8 @@ from lguest_nb.device import Device
 from lguest_nb.memory import GuestError
 from lguest_nb.net import Net
 from lguest_nb.rng import Rng
-from lguest_nb.vring import Chain, Stopped, full_barrier
+from lguest_nb.vring import Chain, full_barrier
+from lguest_nb.wakeup import Stopped
 
 MOST_CHAINS = 32  # served in one run
 DISK = 8 * 512

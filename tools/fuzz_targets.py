@@ -22,7 +22,8 @@ from lguest_nb.bus.lguest import RING_PAGES, LguestBus, Place
 from lguest_nb.device import Device, Service
 from lguest_nb.loading import LOWEST, LoadError, load_initrd, load_kernel
 from lguest_nb.memory import PAGE_SIZE, BadAddress, GuestError, GuestMemory
-from lguest_nb.vring import Virtqueue, Wakeup, ring_size, walk_chain
+from lguest_nb.vring import Virtqueue, ring_size, walk_chain
+from lguest_nb.wakeup import Wakeup
 
 
 class Target(Protocol):

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable
 
 from ..block import Block
-from ..vring import Stopped, Virtqueue
+from ..vring import Virtqueue
+from ..wakeup import Stopped
 
 # %% ../../nbs/66_io_thread.ipynb #7af83ac7
 class IoThread:

@@ -16,7 +16,8 @@ from ..device import F_RING_INDIRECT_DESC, STATUS_DRIVER_OK, STATUS_FAILED, Devi
 from ..host import Host, HostError
 from ..memory import PAGE_SIZE, GuestError, GuestMemory, LguestError, page_up
 from ..threads import reset_device, start_device
-from ..vring import VIRTQUEUE_NUM, Doorbell, Virtqueue, ring_at, ring_size
+from ..vring import VIRTQUEUE_NUM, Virtqueue, ring_at, ring_size
+from ..wakeup import Doorbell
 
 log = logging.getLogger("lguest_nb")
 

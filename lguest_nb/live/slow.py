@@ -11,7 +11,8 @@ import time
 
 from ..device import Device
 from ..trace import Watcher
-from ..vring import Virtqueue, Wakeup
+from ..vring import Virtqueue
+from ..wakeup import Wakeup
 
 # %% ../../nbs/94_slow_motion.ipynb #77a1b206
 STEPS = (0, 10, 30, 100, 300, 1000, 3000)  # milliseconds: what a slider offers

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIRTIO_ID_NET', 'VIRTIO_ID_BLOCK', 'VIRTIO_ID_CONSOLE', 'VIRTIO_ID_RNG', 'STATUS_ACKNOWLEDGE', 'STATUS_DRIVER',
-           'STATUS_DRIVER_OK', 'STATUS_FAILED', 'F_NOTIFY_ON_EMPTY', 'F_RING_INDIRECT_DESC', 'log', 'Service', 'Device']
+           'STATUS_DRIVER_OK', 'STATUS_FAILED', 'STATUS_FEATURES_OK', 'STATUS_NEEDS_RESET', 'F_NOTIFY_ON_EMPTY',
+           'F_RING_INDIRECT_DESC', 'F_RING_EVENT_IDX', 'F_VERSION_1', 'log', 'Service', 'Device']
 
 # %% ../nbs/20_devices.ipynb #c03fde77
 import logging
@@ -15,8 +16,12 @@ from .vring import Virtqueue
 # %% ../nbs/20_devices.ipynb #9cd79395
 VIRTIO_ID_NET, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_RNG = 1, 2, 3, 4
 STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FAILED = 1, 2, 4, 0x80
+STATUS_FEATURES_OK = 8  # since virtio 1.0: the driver has chosen its features, and asks whether we can live with them
+STATUS_NEEDS_RESET = 0x40  # since virtio 1.0, and the only bit which *we* set: the device is broken
 F_NOTIFY_ON_EMPTY = 1 << 24  # an interrupt when the ring runs dry, wanted or not
 F_RING_INDIRECT_DESC = 1 << 28  # chains may live in a table of their own
+F_RING_EVENT_IDX = 1 << 29  # kicks and interrupts at a place in the ring, instead of on or off
+F_VERSION_1 = 1 << 32  # the driver speaks virtio 1.0 or later
 
 # %% ../nbs/20_devices.ipynb #b04dc580
 log = logging.getLogger("lguest_nb")
@@ -25,6 +30,10 @@ Service = Callable[[Virtqueue], None]
 
 def _unwatched(event: str) -> None:
     "Where the starts and resets of a device go as long as nobody watches it."
+
+
+def _untold() -> None:
+    "Where the news of a device goes on a bus which has no words for it."
 
 
 class Device:
@@ -43,11 +52,19 @@ class Device:
         self.queues: list[Virtqueue] = []  # made by the Bus, one for each of `services`
         self.said: set[str] = set()  # which warnings were given
         self.changed: Callable[[str], None] = _unwatched  # told "start" and "reset", by whoever does it
+        self.config_changed: Callable[[], None] = _untold  # set by the Bus: tells the Guest of a new `config`
 
     @property
     def services(self) -> Sequence[Service]:
         "One function for each queue: serves one chain, and is called again and again on that queue's thread."
         raise NotImplementedError(f"The device {self.name} has no service functions.")
+
+    def written(
+        self,
+        offset: int,  # in `config`, which has room for all of `data` from there
+        data: bytes,  # 1 to 8 bytes, as the Guest stored them
+    ) -> None:
+        "The Guest wrote into the configuration. On the CPU thread. A device which allows that puts a new `config`."
 
     def describe(self) -> str:
         "One line for the verbose user: what is behind this device."

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from .device import Device, Service
 from .host import Host
 from .memory import LguestError
-from .vring import USED_NO_NOTIFY, Virtqueue
+from .vring import Virtqueue
 from .wakeup import Stopped
 
 # %% ../nbs/30_threads.ipynb #864ab0e3
@@ -57,7 +57,7 @@ def start_device(
     device.changed("start")
     for vq, service in served:
         vq.wakeup.rearm()
-        vq.memory.u16[vq.used] = USED_NO_NOTIFY  # from here on the thread looks by itself before it sleeps
+        vq.no_kicks()  # from here on the thread looks by itself before it sleeps
         thread = ServiceThread(vq, service, failed)
         thread.start()
         vq.thread = thread

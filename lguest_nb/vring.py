@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIRTQUEUE_NUM', 'DESC_NEXT', 'DESC_WRITE', 'DESC_INDIRECT', 'AVAIL_NO_INTERRUPT', 'USED_NO_NOTIFY', 'IOV_MAX', 'DESC',
            'Segment', 'ENOUGH', 'RingLayout', 'ring_at', 'ring_size', 'BrokenRing', 'total', 'Chain', 'walk_chain',
-           'full_barrier', 'Virtqueue']
+           'full_barrier', 'passed', 'Virtqueue']
 
 # %% ../nbs/10_vring.ipynb #45dc8a0c
 import struct
@@ -138,6 +138,15 @@ def full_barrier() -> None:
     _fence.acquire()
     _fence.release()
 
+# %% ../nbs/10_vring.ipynb #12d1f471
+def passed(
+    event: int,  # the number of an entry, mod 65536
+    idx: int,  # of the next entry to be filled
+    count: int,  # how many were filled last
+) -> bool:
+    "Is `event` one of those `count` entries? `vring_need_event` in virtio_ring.h."
+    return (idx - event - 1) & 0xFFFF < count
+
 # %% ../nbs/10_vring.ipynb #bb815a5a
 ENOUGH = 16  # chains given back, and then the Guest hears of them even if there is more to do
 
@@ -163,6 +172,7 @@ class Virtqueue:
         self.fence: Callable[[], None] = full_barrier
         self.thread: threading.Thread | None = None
         self.indirect = self.notify_on_empty = True
+        self.event_idx = False  # was RING_EVENT_IDX accepted? `place` has to know
         self.ready = False  # has it a ring?
         self.last_avail = self.used_idx = self.pending_used = 0
 
@@ -171,7 +181,8 @@ class Virtqueue:
         ring: RingLayout,  # where the Bus or the Guest's driver put the three parts
     ) -> None:
         "Use the ring there, from its beginning. Raises `BadAddress` or `BrokenRing`; then nothing has changed."
-        sizes = (DESC.size * self.num, 4 + 2 * self.num, 4 + 8 * self.num)
+        event = 2 if self.event_idx else 0
+        sizes = (DESC.size * self.num, 4 + 2 * self.num + event, 4 + 8 * self.num + event)
         for part, size, alignment in zip(ring, sizes, (16, 2, 4), strict=True):
             if part % alignment:
                 raise BrokenRing(f"{self.name}: a ring part at {part:#x} is not aligned to {alignment}.")
@@ -179,11 +190,17 @@ class Virtqueue:
         self.ring, self.ready = ring, True
         self.avail, self.used = ring.avail >> 1, ring.used >> 1  # indices into memory.u16
         self.entries = (ring.used >> 2) + 1  # of the used ring: an index into memory.u32
+        self.used_event, self.avail_event = self.avail + 2 + self.num, self.used + 2 + 4 * self.num
         self.last_avail = self.used_idx = self.pending_used = 0
 
     def more(self) -> bool:
         "Has the Guest made something available which `wait` has not returned yet?"
         return self.memory.u16[self.avail + 1] != self.last_avail
+
+    def no_kicks(self) -> None:
+        "We are awake: the Guest need not kick. (One which kicks at a place is past the one we named.)"
+        if not self.event_idx:
+            self.memory.u16[self.used] = USED_NO_NOTIFY
 
     def wait(self) -> Chain:
         "The next request; sleeps until there is one. Raises `Stopped`, `BrokenRing` or `BadAddress`."
@@ -191,12 +208,15 @@ class Virtqueue:
         if wakeup.stopping:
             raise Stopped
         while u16[self.avail + 1] == self.last_avail:
-            u16[self.used] = 0
+            if self.event_idx:
+                u16[self.avail_event] = self.last_avail
+            else:
+                u16[self.used] = 0
             self.fence()
             self._interrupt_if_wanted()
             if not self.more():
                 wakeup.sleep()
-            u16[self.used] = USED_NO_NOTIFY
+            self.no_kicks()
         return self.take()
 
     def take(self) -> Chain:
@@ -234,15 +254,21 @@ class Virtqueue:
     def trigger(self) -> None:
         "Interrupt the Guest for what was given back since the last time, if it wants that."
         if self.pending_used:
-            if self.memory.u16[self.avail] & AVAIL_NO_INTERRUPT:  # or is that an old flag?
+            if not self._asked():  # or is that an old wish?
                 self.fence()
             self._interrupt_if_wanted()
+
+    def _asked(self) -> bool:
+        "Does the Guest ask for an interrupt, as far as we can see?"
+        if self.event_idx:
+            return passed(self.memory.u16[self.used_event], self.used_idx, self.pending_used)
+        return not self.memory.u16[self.avail] & AVAIL_NO_INTERRUPT
 
     def _interrupt_if_wanted(self) -> None:
         "With a fence since the last store, or with the Guest's wish for an interrupt seen."
         if not self.pending_used:
             return
+        asked = self._asked()
         self.pending_used = 0
-        silent = self.memory.u16[self.avail] & AVAIL_NO_INTERRUPT
-        if not silent or (self.notify_on_empty and not self.more()):
+        if asked or (self.notify_on_empty and not self.more()):
             self.interrupt()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIRTIO_ID_NET', 'VIRTIO_ID_BLOCK', 'VIRTIO_ID_CONSOLE', 'VIRTIO_ID_RNG', 'STATUS_ACKNOWLEDGE', 'STATUS_DRIVER',
            'STATUS_DRIVER_OK', 'STATUS_FAILED', 'STATUS_FEATURES_OK', 'STATUS_NEEDS_RESET', 'F_NOTIFY_ON_EMPTY',
-           'F_RING_INDIRECT_DESC', 'F_RING_EVENT_IDX', 'F_VERSION_1', 'log', 'Service', 'Device']
+           'F_RING_INDIRECT_DESC', 'F_RING_EVENT_IDX', 'F_VERSION_1', 'RING_BITS', 'log', 'Service', 'Device']
 
 # %% ../nbs/20_devices.ipynb #c03fde77
 import logging
@@ -22,6 +22,7 @@ F_NOTIFY_ON_EMPTY = 1 << 24  # an interrupt when the ring runs dry, wanted or no
 F_RING_INDIRECT_DESC = 1 << 28  # chains may live in a table of their own
 F_RING_EVENT_IDX = 1 << 29  # kicks and interrupts at a place in the ring, instead of on or off
 F_VERSION_1 = 1 << 32  # the driver speaks virtio 1.0 or later
+RING_BITS = (1 << 41) - (1 << 24)  # virtio 1.2 §2.2: bits 24 to 40 are about queues and negotiation, on every device
 
 # %% ../nbs/20_devices.ipynb #b04dc580
 log = logging.getLogger("lguest_nb")
@@ -32,8 +33,8 @@ def _unwatched(event: str) -> None:
     "Where the starts and resets of a device go as long as nobody watches it."
 
 
-def _untold() -> None:
-    "Where the news of a device goes on a bus which has no words for it."
+def _unheard() -> None:
+    "Where changes of the configuration go on a bus which has no interrupt for them."
 
 
 class Device:
@@ -43,28 +44,35 @@ class Device:
         self,
         name: str,  # for messages
         virtio_id: int,  # its type, virtio 1.2 §5
-        features: int = 0,  # bit mask of what we offer
-        config: bytes = b"",  # its configuration, as the Guest reads it; at most 255 bytes
+        features: int = 0,  # bit mask of what we offer a Guest of 2009
+        config: bytes = b"",  # its configuration, as such a Guest reads it; at most 255 bytes
+        modern_features: int | None = None,  # what we offer today, without `RING_BITS`; None: as in 2009
+        modern_config: bytes | None = None,  # the configuration of virtio 1.2; None: as in 2009
     ) -> None:
         self.name, self.virtio_id, self.features, self.config = name, virtio_id, features, config
+        self.modern_features = features & ~RING_BITS if modern_features is None else modern_features
+        self.modern_config = config if modern_config is None else modern_config
         self.accepted = 0  # bit mask of what the Guest's driver took, from when the device starts
         self.running = False  # are its service threads at work?
         self.queues: list[Virtqueue] = []  # made by the Bus, one for each of `services`
         self.said: set[str] = set()  # which warnings were given
         self.changed: Callable[[str], None] = _unwatched  # told "start" and "reset", by whoever does it
-        self.config_changed: Callable[[], None] = _untold  # set by the Bus: tells the Guest of a new `config`
+        self.config_changed: Callable[[], None] = _unheard  # tells the Guest to read `modern_config` again; any thread
 
     @property
     def services(self) -> Sequence[Service]:
         "One function for each queue: serves one chain, and is called again and again on that queue's thread."
         raise NotImplementedError(f"The device {self.name} has no service functions.")
 
+    def started(self) -> None:
+        "The driver is ready, and `accepted` is settled; called before the threads start. Raises `LguestError`."
+
     def written(
         self,
-        offset: int,  # in `config`, which has room for all of `data` from there
-        data: bytes,  # 1 to 8 bytes, as the Guest stored them
+        offset: int,  # in the configuration, bytes
+        data: bytes,  # what the driver writes there; not necessarily where it may
     ) -> None:
-        "The Guest wrote into the configuration. On the CPU thread. A device which allows that puts a new `config`."
+        "The Guest's driver has written to the configuration. On the CPU thread."
 
     def describe(self) -> str:
         "One line for the verbose user: what is behind this device."

@@ -45,12 +45,13 @@ def start_device(
     host: Host,
     failed: Callable[[BaseException], None],  # told what a service function raised
 ) -> None:
-    "Attach an eventfd for each queue of `device` and start its threads. Raises `HostError`."
+    "Attach an eventfd for each queue of `device` and start its threads. Raises `HostError`, and as `started` does."
     served = [(vq, service) for vq, service in zip(device.queues, device.services, strict=True) if vq.ready]
     try:
         for vq, _ in served:
             assert vq.doorbell is not None, "the Bus gives each queue its doorbell"
             host.attach_eventfd(vq.doorbell.address, vq.wakeup.kicks, vq.doorbell.value)
+        device.started()
     except LguestError:
         _detach(device, host)
         raise

@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from support import first_bytes
 from lguest_nb.block import (
     F_BARRIER,
     F_SEG_MAX,
-    F_VERSION_1,
     HEADER,
     IOV_MAX,
     S_IOERR,
@@ -34,7 +34,7 @@ from lguest_nb.block import (
     transfer,
     views,
 )
-from lguest_nb.device import VIRTIO_ID_BLOCK
+from lguest_nb.device import F_VERSION_1, VIRTIO_ID_BLOCK
 from lguest_nb.driver import Driver, Used
 from lguest_nb.memory import GuestMemory, LguestError
 from lguest_nb.vring import DESC, DESC_NEXT, DESC_WRITE, Segment, Virtqueue, ring_at, total
@@ -80,11 +80,11 @@ class Lab:
         return self.path.read_bytes()
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    path = tmp_path / "disk.img"
+@contextmanager
+def laboratory(path: Path, **how: bool) -> Iterator[Lab]:
+    "With a new disk of sixteen sectors at `path`."
     path.write_bytes(CONTENT)
-    memory, disk = GuestMemory(1 << 20), Block(path)
+    memory, disk = GuestMemory(1 << 20), Block(path, **how)
     vq = Virtqueue(memory, 256, "block:0")
     vq.place(ring_at(memory.take_pages(3), 256))
     announced: list[tuple[int, int]] = []
@@ -94,6 +94,12 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     disk.close()
     vq.wakeup.close()
     memory.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with laboratory(tmp_path / "disk.img") as lab:
+        yield lab
 
 
 def failing(number: int) -> Callable[..., int]:

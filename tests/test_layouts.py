@@ -5,7 +5,7 @@ import struct
 import pytest
 from support import ask_c
 
-from lguest_nb import block, net
+from lguest_nb import block, block_today, net
 
 
 def layout(header: str, structure: str, *fields: str) -> list[tuple[int, int]]:
@@ -54,6 +54,45 @@ def test_the_config_of_a_disk_is_all_that_stands_before_its_geometry() -> None:
 )
 def test_the_numbers_of_a_disk_are_linuxs(name: str, value: int) -> None:
     assert ask_c(("linux/virtio_blk.h",), (name,)) == {name: value}
+
+
+def test_the_config_of_a_disk_of_today_is_linuxs_up_to_may_unmap() -> None:
+    names = (
+        "capacity size_max seg_max blk_size wce num_queues max_discard_sectors max_discard_seg "
+        "discard_sector_alignment max_write_zeroes_sectors max_write_zeroes_seg write_zeroes_may_unmap"
+    ).split()
+    *fields, _ = layout("linux/virtio_blk.h", "virtio_blk_config", *names, "max_secure_erase_sectors")
+    values = [int.from_bytes(bytes(range(at + 1, at + 1 + size)), "little") for at, size in fields[:-1]]
+    packed_config = block_today.CONFIG.pack(*values)
+    for at, size in fields[:-1]:
+        assert packed_config[at : at + size] == bytes(range(at + 1, at + 1 + size))
+    assert block_today.CONFIG.size == fields[-1][0] == 60
+    assert block_today.WRITEBACK == fields[names.index("wce")][0]
+
+
+def test_a_range_to_forget_is_sector_count_and_flags() -> None:
+    fields = ("sector", "num_sectors", "flags")
+    assert packed(block_today.RANGE) == layout("linux/virtio_blk.h", "virtio_blk_discard_write_zeroes", *fields)
+
+
+@pytest.mark.parametrize("name", "T_FLUSH T_GET_ID T_DISCARD T_WRITE_ZEROES ID_BYTES".split())
+def test_the_numbers_of_a_disk_of_today_are_linuxs(name: str) -> None:
+    (told,) = ask_c(("linux/virtio_blk.h",), (f"VIRTIO_BLK_{name}",)).values()
+    assert getattr(block_today, name) == told
+
+
+@pytest.mark.parametrize("name", "BLK_SIZE FLUSH CONFIG_WCE DISCARD WRITE_ZEROES".split())
+def test_the_feature_bits_of_a_disk_of_today_are_linuxs(name: str) -> None:
+    (told,) = ask_c(("linux/virtio_blk.h",), (f"1 << VIRTIO_BLK_F_{name}",)).values()
+    assert getattr(block_today, f"F_{name}") == told
+
+
+def test_the_flags_of_holes_are_linuxs() -> None:
+    names = "KEEP_SIZE PUNCH_HOLE ZERO_RANGE".split()
+    told = ask_c(("linux/falloc.h",), tuple(f"FALLOC_FL_{name}" for name in names))
+    assert list(told.values()) == [getattr(block_today, name) for name in names]
+    (unmap,) = ask_c(("linux/virtio_blk.h",), ("VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP",)).values()
+    assert block_today.UNMAP == unmap
 
 
 def test_the_config_of_a_network_card_is_mac_and_status() -> None:

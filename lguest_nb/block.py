@@ -210,7 +210,7 @@ class Block(Device):
         self.writethrough = today.writethrough(self.accepted, self.modern_config)
 
     def written(self, offset: int, data: bytes) -> None:
-        "The driver writes `data` at `offset` of the configuration: its choice of a cache, and nothing else is its to write."
+        "The driver writes `data` at `offset` of the configuration, where only its choice of a cache is its own."
         self.modern_config = today.config_after(self.modern_config, offset, data)
         self.writethrough = today.writethrough(self.accepted, self.modern_config)
 

@@ -21,6 +21,7 @@ need iproute2 ip -V
 need iputils-ping ping -V
 need gdb gdb --version
 need chromium chromium --version
+need acpica-tools iasl -v
 
 [ -n "$missing" ] || exit 0
 install="apt-get install$missing"

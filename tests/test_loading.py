@@ -114,7 +114,7 @@ class TestElf:
     @pytest.mark.parametrize(
         ("ident", "machine", "said"),
         [
-            (b"\x7fELF\2\1\1", 62, "a 64-bit ELF file for x86-64"),
+            (b"\x7fELF\1\1\1", 62, "a 32-bit ELF file for x86-64"),
             (b"\x7fELF\2\1\1", 183, "a 64-bit ELF file for arm64"),
             (b"\x7fELF\1\1\1", 40, "a 32-bit ELF file for arm"),
             (b"\x7fELF\1\1\1", 4711, "a 32-bit ELF file for machine 4711"),
@@ -216,7 +216,7 @@ class TestBzImage:
             load_kernel(memory, file(forge_bzimage(version=version)))
 
     def test_a_64_bit_kernel_is_refused_by_name(self, memory, file) -> None:
-        with pytest.raises(LoadError, match="This is a 64-bit Linux bzImage"):
+        with pytest.raises(LoadError, match="is a 64-bit kernel, which wants a PC"):
             load_kernel(memory, file(forge_bzimage(version=0x20C, xloadflags=1)))
 
     def test_an_old_protocol_says_nothing_about_64_bits(self, memory, file) -> None:
@@ -310,6 +310,9 @@ class TestWrongFiles:
             (b"\x1f\x8b\x08", "gzip data"),
             (b"\xfd7zXZ\0", "xz data"),
             (b"\x28\xb5\x2f\xfd", "zstd data"),
+            (b"\x02\x21\x4c\x18", "lz4 data"),
+            (b"\x5d\0\0\x80\0", "lzma data"),
+            (b"!<arch>\ndebian-binary", "a Debian package or an archive"),
             (b"070701", "a cpio archive, which is an initrd"),
             (b"#!/bin/sh", "a script"),
             (bytes(0x38) + b"ARM\x64", "an arm64 Image"),

@@ -20,6 +20,11 @@ need qemu-system-common qemu-storage-daemon --version
 need iproute2 ip -V
 need iputils-ping ping -V
 need gdb gdb --version
+need lz4 lz4 --version
+need zstd zstd --version
+need xz-utils xz --version
+need bzip2 which bzip2
+need cpio cpio --version
 need chromium chromium --version
 need acpica-tools iasl -v
 

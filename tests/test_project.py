@@ -84,6 +84,24 @@ class TestNotebook:
         assert words > code, f"{notebook.name} has {words} words of prose and {code} of code"
 
 
+FIRST_HALF = [notebook for notebook in NOTEBOOKS if notebook.stem < "40"]  # up to the Launcher
+
+
+class TestChapterOfTheFirstHalf:
+    @pytest.mark.parametrize("notebook", FIRST_HALF, ids=lambda path: path.stem)
+    def test_ends_by_handing_over_to_the_next(self, notebook: Path) -> None:
+        last = json.loads(notebook.read_text(encoding="utf-8"))["cells"][-1]
+        following = NOTEBOOKS[NOTEBOOKS.index(notebook) + 1].name
+        assert last["cell_type"] == "markdown"
+        assert f"]({following})" in source(last), f"{notebook.name} does not lead to {following}"
+
+    @pytest.mark.parametrize("notebook", FIRST_HALF, ids=lambda path: path.stem)
+    def test_draws_what_it_is_about(self, notebook: Path) -> None:
+        told = "\n".join(source(cell) for cell in cells(notebook, "markdown"))
+        drawings = re.findall(r"^```text\n(.+?)^```$", told, re.MULTILINE | re.DOTALL)
+        assert any(set(drawing) & set("─│├▶►") for drawing in drawings)
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_is_one_idea(module: Path) -> None:
     lines = module.read_text(encoding="utf-8").count("\n")

@@ -104,7 +104,14 @@ def trouble(
     return f"{case.said} {what}, and {must}: {case.why}."
 
 # %% ../nbs/02_exercises.ipynb #e31272f5
-_MODULES = ("lguest_nb.your_walk", "lguest_nb.marking", "lguest_nb.marking_machines", "lguest_nb.marking_threads")
+_MODULES = (
+    "lguest_nb.your_walk",
+    "lguest_nb.marking",
+    "lguest_nb.marking_machines",
+    "lguest_nb.marking_threads",
+    "lguest_nb.marking_host",
+    "lguest_nb.marking_orders",
+)
 
 
 def verdict(

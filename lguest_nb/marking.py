@@ -6,10 +6,7 @@
 __all__ = ['Unsigned']
 
 # %% ../nbs/99_marking.ipynb #922f2170
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, repeat
 from operator import call
@@ -178,100 +175,3 @@ def _fill(answer: Any) -> Iterator[Case]:
     ):
         want = sum(sizes), bytes(range(1, sum(sizes) + 1))
         yield Case(f"fill of {list(sizes)} bytes", partial(_filled, answer, sizes, pieces), want, why)
-
-# %% ../nbs/99_marking.ipynb #b47d5367
-@exercise("53_segments: segment")
-def _segment(answer: Any) -> Iterator[Case]:
-    for low, high, want, why in (
-        (0x0000FFFF, 0x00CFBB00, (0, 0xFFFFFFFF, 1), "G: the limit counts pages, and the last one is whole"),
-        (0x5678FFFF, 0x12C0F334, (0x12345678, 0x0FFFFFFF, 3), "the base is in three pieces"),
-        (0x00000FFF, 0x0040B300, (0, 0xFFF, 1), "without G the limit counts bytes"),
-        (0x00000000, 0x00459300, (0, 0x50000, 0), "four bits of the limit are in the upper word"),
-    ):
-        yield Case(f"segment({low:#010x}, {high:#010x})", partial(call, answer, low, high), want, why)
-
-
-@exercise("54_page_tables: walk")
-def _page_walk(answer: Any) -> Iterator[Case]:
-    words = {0x2000 + 4 * 768: 0x3067, 0x2000 + 4 * 769: 0x00F00067, 0x2000 + 4 * 770: 0x3066}
-    words |= {0x3000 + 4 * 5: 0x7067, 0x3000 + 4 * 6: 0x8066}
-    for virtual, want, why in (
-        (0xC0005123, 0x7123, "slot 768, entry 5, offset 0x123"),
-        (0xC0005FFF, 0x7FFF, "the last byte of the same page"),
-        (0xC0006000, None, "the page's entry is not present"),
-        (0xC0805000, None, "the slot's entry is not present"),
-        (0x00005123, None, "nothing is in slot 0"),
-        (0xC0405123, None, "the slot points beyond the Guest's memory"),
-    ):
-        run = partial(call, answer, partial(_word, words), 0x100000, 0x2000, virtual)
-        yield Case(f"walk(word, 0x100000, 0x2000, {virtual:#x})", run, want, why)
-
-
-def _word(words: dict[int, int], address: int) -> int:
-    if address % 4 or address >= 0x100000:
-        raise IndexError(f"there is no word at {address:#x}")
-    return words.get(address, 0)
-
-
-@exercise("56_interrupts: frame")
-def _frame(answer: Any) -> Iterator[Case]:
-    for level, esp, enabled, error, want, why in (
-        (3, 0xBFFF0000, True, None, (0x9FEC, [0x8000, 0x73, 0x246, 0xBFFF0000, 0x7B]), "five words, on SET_STACK's"),
-        (3, 0xBFFF0000, True, 6, (0x9FE8, [6, 0x8000, 0x73, 0x246, 0xBFFF0000, 0x7B]), "the error code is on top"),
-        (1, 0x5000, True, None, (0x4FF4, [0x8000, 0x73, 0x246]), "the kernel keeps its stack: three words"),
-        (1, 0x5000, False, 0, (0x4FF0, [0, 0x8000, 0x73, 0x46]), "0 is an error code, and interrupts were off"),
-    ):
-        run = partial(call, answer, level, 0x8000, 0x73, 0x246, esp, 0x7B, 0xA000, enabled, error)
-        yield Case(f"frame at level {level}, enabled={enabled}, error={error}", run, want, why)
-
-# %% ../nbs/99_marking.ipynb #0ce4f685
-def _answered(lines: list[str]) -> bool:
-    from lguest_nb.guest import boot
-    from lguest_nb.rng import Rng
-
-    secret = os.urandom(16)
-    with tempfile.NamedTemporaryFile() as source:
-        source.write(secret)
-        source.flush()
-        said, _ = boot(*lines, devices=[Rng(source.name)])
-    return secret.hex(" ") in said
-
-
-@exercise("64_guest_shell: request")
-def _request(answer: Any) -> Iterator[Case]:
-    why = "sixteen fresh bytes of the source must be seen in what the Guest prints, in one line"
-
-    def run() -> object:
-        with ThreadPoolExecutor(1) as elsewhere:  # where nobody counts a Guest's steps
-            return elsewhere.submit(_answered, list(answer())).result()
-
-    yield Case("what became of your bytes", run, True, why)
-
-
-@exercise("86_gdb: payload")
-def _payload(answer: Any) -> Iterator[Case]:
-    for packet, want, why in (
-        (b"$g#67", b"g", "the sum of one byte is that byte"),
-        (b"$OK#9a", b"OK", "two bytes"),
-        (b"$OK#9A", b"OK", "the digits may be of either case"),
-        (b"$OK#9b", None, "the sum is another one"),
-        (b"$#00", b"", "an empty packet is gdb's way to say: I don't know that"),
-        (b"$" + b"x" * 9 + b"#38", b"x" * 9, "the sum is modulo 256"),
-        (b"$}\x03#80", b"#", "what is summed is what travels, and then it is unescaped"),
-    ):
-        yield Case(f"payload({packet!r})", partial(call, answer, packet), want, why)
-
-
-def _steadied(answer: Any, readings: list[int]) -> object:
-    return answer(iter(readings).__next__)
-
-
-@exercise("93_ring: steady")
-def _steady(answer: Any) -> Iterator[Case]:
-    for readings, want, why in (
-        ([7, 7], 7, "the first two are the same"),
-        ([1, 2, 3, 3, 4], 3, "two in a row are the same"),
-        ([1, 2, 1, 2, 1, 2, 1, 2, 2], None, "eight readings, and no two in a row are the same"),
-        ([1, 2, 1, 3, 3], 3, "that 1 comes twice means nothing: between the two it was 2"),
-    ):
-        yield Case(f"steady of {readings}", partial(_steadied, answer, readings), want, why)

@@ -62,7 +62,7 @@ def test_every_grader_has_its_exercise_and_every_exercise_its_grader() -> None:
     with pytest.raises(LguestError, match=r"There is no exercise 'no such thing'; those there are: 00_memory: fits,"):
         verdict("no such thing", None)
     assert set(GRADERS) == set(all_of_them())
-    assert len({name.partition(":")[0] for name in GRADERS}) >= 22
+    assert len({name.partition(":")[0] for name in GRADERS}) >= 29
 
 
 @each
@@ -194,6 +194,38 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
     ("32_own_device: serve", "len(header) == 4 and ", ""),
     ("32_own_device: serve", "    vq.add_used(chain, put", "    if answer:\n        vq.add_used(chain, put"),
     ("32_own_device: serve", "put(chain.in_views(), answer))", "put(chain.in_views(), answer) and len(answer) + 1)"),
+    (
+        "41_knock: bed",
+        '        yield "enter"\n        if not (yield "stopping?"):\n',
+        '        if not (yield "stopping?"):\n            yield "enter"\n',
+    ),
+    ("41_knock: bed", "while (yield", "if (yield"),
+    ("41_knock: bed", '        yield "leave"\n', ""),
+    ("41_knock: bed", 'if not (yield "stopping?")', "if True"),
+    ("41_knock: bed", '            yield "sleep"', "            pass"),
+    (
+        "41_knock: bed",
+        '        yield "stop"\n        while (yield "inside?"):\n            yield "signal"',
+        '        while (yield "inside?"):\n            yield "signal"\n        yield "stop"',
+    ),
+    (
+        "44_terminal: keeper",
+        "            self.terminal.tell(self.saved)\n",
+        "            self.terminal.set(set())\n            self.terminal.tell(self.saved)\n",
+    ),
+    (
+        "44_terminal: keeper",
+        "            self.terminal.set(self.saved)\n            self.terminal.tell(None)",
+        "            self.terminal.tell(None)\n            self.terminal.set(self.saved)",
+    ),
+    ("44_terminal: keeper", "        if self.saved is None:", "        if True:"),
+    ("44_terminal: keeper", "            self.saved = None", ""),
+    ("44_terminal: keeper", "            self.terminal.tell(self.saved)\n", ""),
+    ("44_terminal: keeper", 'self.saved - {"ISIG", "ICANON", "ECHO"}', "set()"),
+    ("47_trace: served", "taken.pop((where, head))", "taken[where, 0]"),
+    ("47_trace: served", "taken[where, head] = time", "taken.setdefault((where, head), time)"),
+    ("47_trace: served", "(where, head)))", "next(k for k in taken if k[0] == where)))"),
+    ("47_trace: served", "    return result", "    return sorted(result)"),
     ("53_segments: segment", " | 0xFFF\n", "\n"),
     ("53_segments: segment", " | high & 0xFF000000", ""),
     ("53_segments: segment", " | high & 0xF0000", ""),
@@ -207,6 +239,40 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
     ("56_interrupts: frame", "if level != 1:", "if True:"),
     ("56_interrupts: frame", " if enabled else eflags & ~0x200", ""),
     ("56_interrupts: frame", "        esp = stack\n", ""),
+    ("57_hypercalls: call", "    do(real)\n    return True", "    return not do(real)"),
+    ("57_hypercalls: call", "for _ in range(len(ring.status))", "while True"),
+    ("57_hypercalls: call", "entry = ring.next", "entry = _"),
+    ("57_hypercalls: call", "(entry + 1) % len(ring.status)", "entry + 1"),
+    (
+        "57_hypercalls: call",
+        "        ring.status[entry] = 0xFF\n        if stop:\n            return False\n",
+        "        if stop:\n            return False\n        ring.status[entry] = 0xFF\n",
+    ),
+    ("57_hypercalls: call", "            return False", "            break"),
+    ("57_machine: on_trap", "    if not by_int:", "    if not by_int and vector != 0x1F:"),
+    ("57_machine: on_trap", " and cs & 3 == 1", ""),
+    ("57_machine: on_trap", "cs & 3 == 1", "cs == 0x61"),
+    ("57_machine: on_trap", " and not guest.waiting", ""),
+    (
+        "57_machine: on_trap",
+        "    if guest.pending",
+        "    if guest.halted:\n        guest.stop()\n    elif guest.pending",
+    ),
+    ("60_guest: wait_for", '        yield "off"\n    yield "on"', '    yield "on"'),
+    ("60_guest: wait_for", '    yield "on"', ""),
+    (
+        "60_guest: wait_for",
+        '    yield "off"\n    while not (yield "done?"):\n',
+        '    while not (yield "done?"):\n        yield "off"\n',
+    ),
+    ("60_guest: wait_for", "while not", "if not"),
+    ("60_guest: wait_for", '        yield "halt"\n', '        yield "on"\n'),
+    ("62_guest_drivers: give_back", "next[last] = free", "next[head] = free"),
+    ("62_guest_drivers: give_back", "    next[last] = free\n", ""),
+    ("62_guest_drivers: give_back", "flags[last] & 1", "flags[last] == 1"),
+    ("62_guest_drivers: give_back", "flags[last] & 1", "flags[last]"),
+    ("62_guest_drivers: give_back", "head, 1\n", "head, 0\n"),
+    ("62_guest_drivers: give_back", "return head", "return last"),
     ("64_guest_shell: request", "        poke_available(ring, 0),\n", ""),
     ("86_gdb: payload", "sum(body) % 256", "sum(body)"),
     ("86_gdb: payload", "int(digits, 16)", "int(digits.replace(b'A', b'0'), 16)"),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ..console import PIECE, write_all
 from .uart import FIFO, Uart, nothing
-from ..vring import Stopped, Wakeup
+from ..wakeup import Stopped, Wakeup
 
 # %% ../../nbs/74_wire.ipynb #facc3e8d
 def keys_for_uart(

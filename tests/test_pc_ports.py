@@ -114,3 +114,19 @@ def test_no_access_raises_and_no_answer_is_too_wide(space: Space, address: int, 
         decoder.claim(space, near, near + 1, wide)
     decoder.write(space, address, size, data.draw(st.integers(0, nothing_there(size))))
     assert 0 <= decoder.read(space, address, size) <= nothing_there(size)
+
+
+def test_what_nobody_claimed_goes_on_whole_to_the_decoder_beyond(chip: Chip, wide: Wide) -> None:
+    "A Host's own chips sit before the board; an access which touches one of them is cut, all others stay in one piece."
+    board = AddressDecoder()
+    board.claim("port", 0x600, 0x60B, wide)
+    board.claim_bytes(0x60, 0x60, chip)
+    host = AddressDecoder(beyond=board)
+    own = Chip()
+    host.claim_bytes(0x61, 0x61, own)
+    assert host.read("port", 0x608, 4) == 0xFFFF_FFFE
+    host.write("port", 0x60, 4, 0x44332211)
+    assert (chip.bytes, own.bytes) == ({0x60: 0x11}, {0x61: 0x22})
+    assert host.read("port", 0x60, 4) == 0xFFFF2211
+    assert host.read("memory", 0x60, 8) == nothing_there(8)
+    assert wide.heard == [("read", "port", 0x608, 4)]

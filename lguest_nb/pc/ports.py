@@ -49,7 +49,11 @@ PORTS = 1 << 16  # IN and OUT have sixteen bits for a port's number
 class AddressDecoder:
     "A `RegisterBus` which sends each access to the part that claimed its address; all others read as nothing there."
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        beyond: RegisterBus | None = None,  # asked where nobody here has claimed anything
+    ) -> None:
+        self._beyond = beyond
         self._claims: dict[Space, list[Claim]] = {"memory": [], "port": []}
         self._firsts: dict[Space, list[int]] = {"memory": [], "port": []}
 
@@ -83,9 +87,14 @@ class AddressDecoder:
         self._claims[space].sort(key=lambda claim: claim.first)
         self._firsts[space] = [claim.first for claim in self._claims[space]]
 
-    def _find(self, space: Space, address: int) -> Claim | None:
-        i = bisect_right(self._firsts[space], address)
-        return claim if i and address <= (claim := self._claims[space][i - 1]).last else None
+    def _find(self, space: Space, address: int, size: int) -> tuple[Claim | None, RegisterBus | None]:
+        "The claim which this access touches, and its wide part if that is to have the access whole."
+        last = address + size - 1
+        i = bisect_right(self._firsts[space], last)
+        if not i or self._claims[space][i - 1].last < address:
+            return None, self._beyond
+        claim = self._claims[space][i - 1]
+        return claim, claim.bus if claim.first <= address and last <= claim.last else None
 
     def read(
         self,
@@ -94,14 +103,14 @@ class AddressDecoder:
         size: int,  # bytes: 1, 2, 4 or 8
     ) -> int:
         "What the part there gives; all ones from nobody. Never raises."
-        claim = self._find(space, address)
-        if claim is not None and claim.bus is not None and address + size - 1 <= claim.last:
-            return claim.bus.read(space, address, size) & nothing_there(size)
+        claim, whole = self._find(space, address, size)
+        if whole is not None:
+            return whole.read(space, address, size) & nothing_there(size)
+        if claim is None:
+            return nothing_there(size)
         if size > 1:
             return sum(self.read(space, address + i, 1) << 8 * i for i in range(size))
-        if claim is None or claim.chip is None:
-            return nothing_there(size)
-        return claim.chip.read_port(address) & 0xFF
+        return claim.chip.read_port(address) & 0xFF if claim.chip is not None else nothing_there(size)
 
     def write(
         self,
@@ -111,10 +120,10 @@ class AddressDecoder:
         value: int,  # not negative, and no more than `size` bytes
     ) -> None:
         "Tell the part there; nobody hears what is written to nobody. Never raises."
-        claim = self._find(space, address)
-        if claim is not None and claim.bus is not None and address + size - 1 <= claim.last:
-            claim.bus.write(space, address, size, value & nothing_there(size))
-        elif size > 1:
+        claim, whole = self._find(space, address, size)
+        if whole is not None:
+            whole.write(space, address, size, value & nothing_there(size))
+        elif claim is not None and size > 1:
             for i in range(size):
                 self.write(space, address + i, 1, value >> 8 * i & 0xFF)
         elif claim is not None and claim.chip is not None:

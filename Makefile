@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # What an environment is made from: change one of these and the next make brings it up to date.
-METADATA := settings.ini setup.py pyproject.toml
+METADATA := settings.ini setup.py pyproject.toml $(wildcard lguest_nb/data/x86_64/*.[ch])
 # Workers of pytest. More than the cores there are only makes tests wait for each other.
 JOBS ?= 2
 # What `make lab` opens first.

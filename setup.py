@@ -1,9 +1,10 @@
 """Packaging metadata comes from settings.ini, which nbdev reads too; edit it there, not here."""
 
+import platform
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -12,6 +13,18 @@ settings = parser["DEFAULT"]
 
 package = settings["lib_path"]
 has_unicorn = " or ".join(f'platform_machine == "{machine}"' for machine in settings["soft_machines"].split())
+
+# The C which completes Unicorn for 64-bit Guests. It needs a compiler and the headers of libc, but none of Python's.
+# Where there is no compiler, or no Unicorn, the package is installed without it, and says so when it is missed.
+C_FILES = f"{package}/data/x86_64"
+interposer = Extension(
+    f"{package}.hosts.pc._interpose",
+    sources=sorted(str(path.relative_to(HERE)) for path in (HERE / C_FILES).glob("*.c")),
+    depends=[f"{C_FILES}/interpose.h"],
+    extra_compile_args=["-fvisibility=hidden"],
+    py_limited_api=True,
+    optional=True,
+)
 
 EXTRAS = {
     "live": ["live"],
@@ -45,6 +58,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: System :: Emulators",
     ],
+    ext_modules=[interposer] if platform.machine() in settings["soft_machines"].split() else [],
     packages=find_packages(include=[package, f"{package}.*"]),
     package_data={package: ["data/**"]},
     install_requires=[

@@ -20,15 +20,20 @@ TRANSLATIONS = 64 << 20  # bytes of translated code which are kept, at most
 
 
 class Engine:
-    "A bare Unicorn i386 with the lifetime of a Python object: settings and memory. Raises `HostError`."
+    "A bare Unicorn x86 with the lifetime of a Python object: settings and memory. Raises `HostError`."
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        mode: int = u.MODE_32,  # MODE_...: what it is when it begins
+        model: int | None = u.CPU_X86_PENTIUM3,  # CPU_X86_..., or None for Unicorn's idea of a 64-bit one
+    ) -> None:
         self.lib = library()
         self._held: list[Any] = []  # what C has the address of
         engine = ffi.new("uc_engine **")
-        self.check(self.lib.uc_open(u.ARCH_X86, u.MODE_32, engine))
+        self.check(self.lib.uc_open(u.ARCH_X86, mode, engine))
         self.uc = engine[0]
-        self.control(u.CTL_CPU_MODEL, ffi.cast("int", u.CPU_X86_PENTIUM3))
+        if model is not None:
+            self.control(u.CTL_CPU_MODEL, ffi.cast("int", model))
         self.control(u.CTL_UC_USE_EXITS, ffi.cast("int", 1))
         self.control(u.CTL_TCG_BUFFER_SIZE, ffi.cast("uint32_t", TRANSLATIONS))
 

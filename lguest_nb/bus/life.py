@@ -9,7 +9,7 @@ __all__ = ['USED_BUFFER', 'CONFIG_CHANGE', 'legal', 'SetUp', 'Life']
 import threading
 from collections.abc import Callable
 
-from ..device import F_NOTIFY_ON_EMPTY, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, F_VERSION_1
+from ..device import F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, F_VERSION_1
 from ..device import STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FAILED, STATUS_FEATURES_OK
 from ..device import STATUS_NEEDS_RESET, Device
 from ..host import Host
@@ -77,10 +77,9 @@ class Life:
         failed: Callable[[BaseException], None],  # told what a service function raised and the Guest is not guilty of
     ) -> None:
         self.device, self.interrupt, self.failed = device, interrupt, failed
-        self.offered = device.features & ~F_NOTIFY_ON_EMPTY  # a bit of the legacy interface
-        self.offered |= F_VERSION_1 | F_RING_INDIRECT_DESC | F_RING_EVENT_IDX
+        self.offered = device.modern_features | F_VERSION_1 | F_RING_INDIRECT_DESC | F_RING_EVENT_IDX
         self._lock = threading.Lock()  # for the status, and against breaking what is not whole yet
-        self._seen = device.config
+        self._seen = device.modern_config
         self._generation = 0
         device.config_changed = self._config_changed
         self._forget()
@@ -217,7 +216,7 @@ class Life:
 
     def config(self) -> bytes:
         "The device's configuration as it is now."
-        if (config := self.device.config) is not self._seen:
+        if (config := self.device.modern_config) is not self._seen:
             self._seen = config
             self._generation += 1
         return config

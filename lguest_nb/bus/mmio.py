@@ -121,7 +121,7 @@ class Registers:
     ) -> None:
         "What the Guest orders there. Raises `HostError`."
         if offset >= CONFIG:
-            if offset - CONFIG + size <= len(self.device.config):
+            if offset - CONFIG + size <= len(self.device.modern_config):
                 self.device.written(offset - CONFIG, value.to_bytes(size, "little"))
         elif size == 4 and offset in self._writable:
             self._writable[offset](value)
@@ -166,8 +166,8 @@ class MmioBus:
         index = len(self.slots)
         if index == len(SLOT_LINES):
             raise LguestError(f"Too many devices: {device.name} would be number {index + 1} of {index}.")
-        if len(device.config) > SLOT_SIZE - CONFIG:
-            size = len(device.config)
+        if len(device.modern_config) > SLOT_SIZE - CONFIG:
+            size = len(device.modern_config)
             raise LguestError(f"The config of {device.name} has {size} bytes; there is room for {SLOT_SIZE - CONFIG}.")
         if not 0 < device.virtio_id < 1 << 32:
             raise LguestError(f"The type of {device.name} is {device.virtio_id}; on this bus it is 1 to 2**32 - 1.")

@@ -32,7 +32,7 @@ def summed(
 
 def described(
     signature: bytes,  # four letters
-    revision: int,
+    revision: int,  # of the layout which `body` has
     body: bytes,  # what follows the header
 ) -> bytes:
     "A table with its header. Addresses in it are the caller's affair."
@@ -143,7 +143,7 @@ WBINVD, C1, NO_POWER_BUTTON, NO_SLEEP_BUTTON, NO_RTC_WAKE, RESET_REGISTER = (1 <
 
 
 def generic_address(
-    port: int,
+    port: int,  # where the register is
     bits: int,  # width of the register
     access: int,  # 1 byte, 2 word, 3 double word
 ) -> bytes:

@@ -166,7 +166,7 @@ class PicPair:
     def set_line(
         self,
         line: int,  # 0 to 15; nothing happens at 2, where the slave sits
-        up: bool,
+        up: bool,  # does it want something?
     ) -> None:
         "A device moves its line. Any thread."
         if line == CASCADE:
@@ -202,7 +202,7 @@ class PicPair:
 
     def read_port(
         self,
-        port: int,
+        port: int,  # one of `PORTS`
     ) -> int:
         "Any of `PORTS`. On the CPU thread."
         with self._lock:
@@ -213,7 +213,7 @@ class PicPair:
 
     def write_port(
         self,
-        port: int,
+        port: int,  # one of `PORTS`
         value: int,  # a byte
     ) -> None:
         "Any of `PORTS`. On the CPU thread."

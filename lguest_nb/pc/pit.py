@@ -56,7 +56,7 @@ class Channel:
 
     def load(
         self,
-        byte: int,
+        byte: int,  # low or high, as the access has it
         now: int,  # ns
     ) -> None:
         "A byte of the count, which starts it unless that's the gate's business."
@@ -74,7 +74,7 @@ class Channel:
 
     def set_gate(
         self,
-        gate: bool,
+        gate: bool,  # is counting allowed from now on?
         now: int,  # ns
     ) -> None:
         "Stop counting, or go on, or begin again, as the mode has it."
@@ -213,7 +213,7 @@ class Pit:
 
     def read_port(
         self,
-        port: int,
+        port: int,  # one of `PORTS`
     ) -> int:
         "A counter, or the gate's port. On the CPU thread."
         now = self.clock()
@@ -226,7 +226,7 @@ class Pit:
 
     def write_port(
         self,
-        port: int,
+        port: int,  # one of `PORTS`
         value: int,  # a byte
     ) -> None:
         "Control, a byte of a count, or the gate's port. On the CPU thread."

@@ -63,7 +63,7 @@ class Power:
         space: Space,  # ports
         address: int,  # in one of `WIDE`
         size: int,  # bytes
-        value: int,
+        value: int,  # of so many bytes
     ) -> None:
         "Any part of the power registers, or the reset register. PCI has nobody who listens."
         if address >= PCI_FIRST:

@@ -91,7 +91,7 @@ class Rtc:
 
     def read_port(
         self,
-        port: int,
+        port: int,  # one of `PORTS`
     ) -> int:
         "The chosen byte. What was chosen cannot be read."
         if port == self.PORTS[0][0]:
@@ -106,7 +106,7 @@ class Rtc:
 
     def write_port(
         self,
-        port: int,
+        port: int,  # one of `PORTS`
         value: int,  # a byte
     ) -> None:
         "Choose a byte, or change the chosen one."

@@ -91,7 +91,7 @@ class Uart:
 
     def read_port(
         self,
-        port: int,
+        port: int,  # one of the eight from `base` on
     ) -> int:
         "One of the eight. On the CPU thread."
         with self._lock:
@@ -128,7 +128,7 @@ class Uart:
 
     def write_port(
         self,
-        port: int,
+        port: int,  # one of the eight from `base` on
         value: int,  # a byte
     ) -> None:
         "One of the eight. On the CPU thread, and never waits."

@@ -159,7 +159,7 @@ def fadt(
     table = bytearray(FADT_BYTES)
     flags = WBINVD | C1 | NO_POWER_BUTTON | NO_SLEEP_BUTTON | NO_RTC_WAKE | RESET_REGISTER
     fields = (
-        (36, "<II", facs_address, dsdt_address),
+        (40, "<I", dsdt_address),  # the FACS is named once, below: named twice, Linux lists it twice
         (46, "<H", SCI),
         (56, "<I", PM1A_EVENT),
         (64, "<I", PM1A_CONTROL),

@@ -19,11 +19,13 @@ from lguest_nb.vring import (
     DESC_INDIRECT,
     DESC_NEXT,
     DESC_WRITE,
+    ENOUGH,
     USED_NO_NOTIFY,
     VIRTQUEUE_NUM,
     BrokenRing,
     RingLayout,
     Virtqueue,
+    passed,
     ring_at,
     ring_size,
     walk_chain,
@@ -747,3 +749,129 @@ class TestDriver:
         driver.memory.u16[driver.vq.used] = 0
         assert driver.kick()
         driver.vq.wakeup.sleep()
+
+
+# Event indices, against virtio 1.2 §2.7.7.2 and §2.7.10.1 said with sets of entry numbers, where nothing can wrap.
+
+
+class Asleep(Exception):
+    "The queue has lain down."
+
+
+def entries(first: int, count: int) -> set[int]:
+    "The numbers of so many entries of a ring, as they are written into an event field."
+    return {i % 0x10000 for i in range(first, first + count)}
+
+
+MOVES = st.one_of(
+    st.tuples(st.just("offer"), st.integers(1, 8)),
+    st.tuples(st.just("serve"), st.integers(1, 20)),
+    st.tuples(st.just("trigger"), st.just(0)),
+    st.tuples(st.just("sleep"), st.just(0)),
+    st.tuples(st.just("used_event"), st.integers(-3, 20) | st.integers(0, 0xFFFF)),
+    st.tuples(st.just("flags"), st.integers(0, 0xFFFF)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(start=st.sampled_from([0, 5, 0x7FFF, 0xFFF0, 0xFFFD, 0xFFFF]), moves=st.lists(MOVES, max_size=40))
+def test_event_indices_lose_no_wake_up_and_add_no_interrupt(start: int, moves: list[tuple[str, int]]) -> None:
+    memory = GuestMemory(1 << 16)
+    ring = Ring.make(memory)
+    vq, u16 = ring.vq, memory.u16
+    vq.event_idx, vq.notify_on_empty = True, False
+    vq.place(vq.ring)
+    vq.last_avail = vq.used_idx = ring.avail_idx = u16[vq.used + 1] = start
+    for i in range(vq.num):
+        ring.desc(i, 0x1000, 1)
+
+    def sleep() -> None:
+        raise Asleep
+
+    vq.wakeup.sleep = sleep  # type: ignore[method-assign]
+    offered = taken = looked = start  # these count on and never wrap
+    expected = 0  # interrupts
+
+    def looks_at_used_event() -> None:
+        nonlocal looked, expected
+        expected += u16[vq.used_event] in entries(looked, taken - looked)
+        looked = taken
+
+    def rests() -> None:
+        with pytest.raises(Asleep):
+            vq.wait()
+        looks_at_used_event()
+        assert u16[vq.avail_event] in entries(offered, 1), "the next buffer would not be kicked for"
+
+    try:
+        for move, number in moves:
+            if move == "offer":
+                for _ in range(min(number, vq.num - (offered - taken))):
+                    ring.offer(offered % vq.num)
+                    offered += 1
+            elif move == "serve":
+                for _ in range(min(number, offered - taken)):
+                    vq.add_used(vq.wait(), 0)
+                    taken += 1
+                    if taken - looked == ENOUGH:
+                        looks_at_used_event()
+            elif move == "trigger":
+                vq.trigger()
+                looks_at_used_event()
+            elif move == "sleep" and offered == taken:
+                rests()
+            elif move == "used_event":
+                u16[vq.used_event] = (taken + number) % 0x10000
+            elif move == "flags":
+                u16[vq.avail] = number
+            assert len(ring.interrupts) == expected
+            assert ring.used_flags == 0, "with event indices our flags stay 0"
+    finally:
+        vq.wakeup.close()
+        memory.close()
+
+
+def test_a_used_event_which_moves_at_the_last_moment_is_heard(ring: Ring) -> None:
+    "The Guest names the entry which we have just filled, and we look behind the fence."
+    ring.vq.event_idx, ring.vq.notify_on_empty = True, False
+    ring.vq.place(ring.vq.ring)
+    ring.memory.u16[ring.vq.used_event] = 7
+    ring.desc(0, 0x1000, 1)
+    ring.offer(0)
+    ring.vq.fence = lambda: ring.memory.u16.__setitem__(ring.vq.used_event, 0)
+    ring.vq.add_used(ring.vq.wait(), 0)
+    ring.vq.trigger()
+    assert ring.interrupts == [1]
+
+
+def test_a_buffer_added_while_avail_event_is_being_written_is_found(ring: Ring) -> None:
+    ring.vq.event_idx = True
+    ring.vq.place(ring.vq.ring)
+    ring.desc(0, 0x1000, 1)
+    ring.memory.u16[ring.vq.avail_event] = 0x1234
+    seen: list[int] = []
+
+    def barrier() -> None:
+        seen.append(ring.memory.u16[ring.vq.avail_event])
+        ring.offer(0)
+
+    ring.vq.fence = barrier
+    ring.vq.wakeup.sleep = lambda: pytest.fail("slept on a ring with a buffer in it")  # type: ignore[method-assign]
+    assert ring.vq.wait().head == 0
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("num", [1, 8, 256])
+def test_the_event_fields_are_virtio_ring_hs(memory: GuestMemory, num: int) -> None:
+    made = f"({{ struct vring r; vring_init(&r, {num}, (void *)0, 4096); r; }})"
+    fields = ("vring_used_event", "vring_avail_event")
+    told = ask_c(HEADERS, tuple(f"({{ struct vring r = {made}; (uintptr_t)&{field}(&r); }})" for field in fields))
+    vq = Virtqueue(memory, num)
+    vq.place(ring_at(0, num))
+    assert list(told.values()) == [2 * vq.used_event, 2 * vq.avail_event]
+    vq.wakeup.close()
+
+
+@given(event=st.integers(0, 0xFFFF), idx=st.integers(0, 0xFFFF), count=st.integers(0, 300))
+def test_whether_an_event_was_passed_is_a_question_of_sets(event: int, idx: int, count: int) -> None:
+    assert passed(event, idx, count) == (event in entries(idx - count, count))

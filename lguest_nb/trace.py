@@ -190,17 +190,22 @@ class Watcher:
         vq.take = noted_take  # type: ignore[method-assign]
 
     def _watch_departures(self, vq: Virtqueue) -> None:
-        add_used, interrupt = vq.add_used, vq.interrupt
+        add_used, hold_used, interrupt = vq.add_used, vq.hold_used, vq.interrupt
 
         def noted_add_used(chain: Chain, length: int) -> None:
             self.note("used", vq.name, head=chain.head, length=length)
             add_used(chain, length)
+
+        def noted_hold_used(chain: Chain, length: int) -> None:
+            self.note("used", vq.name, head=chain.head, length=length)
+            hold_used(chain, length)
 
         def noted_interrupt() -> None:
             self.note("interrupt", vq.name)
             interrupt()
 
         vq.add_used, vq.interrupt = noted_add_used, noted_interrupt  # type: ignore[method-assign]
+        vq.hold_used = noted_hold_used  # type: ignore[method-assign]
 
 # %% ../nbs/47_trace.ipynb #629cf08e
 PATIENCE = 1.0  # seconds, at the end, for a thread which is stuck in a write

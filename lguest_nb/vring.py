@@ -251,6 +251,19 @@ class Virtqueue:
         if self.pending_used >= ENOUGH:
             self.trigger()
 
+    def hold_used(
+        self,
+        chain: Chain,
+        length: int,  # bytes written
+    ) -> None:
+        "Give a chain back which the Guest is to see with the next `add_used`, and not before."
+        if chain.writable:
+            self.wrote(chain.writable)
+        slot = self.entries + 2 * (self.used_idx % self.num)
+        self.memory.u32[slot], self.memory.u32[slot + 1] = chain.head, length
+        self.used_idx = (self.used_idx + 1) & 0xFFFF
+        self.pending_used += 1
+
     def trigger(self) -> None:
         "Interrupt the Guest for what was given back since the last time, if it wants that."
         if self.pending_used:

@@ -5,7 +5,7 @@ import struct
 import pytest
 from support import ask_c
 
-from lguest_nb import block, block_today, net
+from lguest_nb import block, block_today, net, net_today
 
 
 def layout(header: str, structure: str, *fields: str) -> list[tuple[int, int]]:
@@ -105,6 +105,21 @@ def test_the_config_of_a_network_card_is_mac_and_status() -> None:
 def test_the_header_of_a_packet_is_the_old_one_of_ten_bytes() -> None:
     (size,) = ask_c(("linux/virtio_net.h",), ("sizeof(struct virtio_net_hdr)",)).values()
     assert net.VNET_HEADER == size == 10
+
+
+def test_the_header_of_today_has_twelve_bytes_and_ends_with_the_number_of_buffers() -> None:
+    fields = "flags gso_type hdr_len gso_size csum_start csum_offset num_buffers".split()
+    *_, last, whole = layout("linux/virtio_net.h", "virtio_net_hdr_v1", *fields)
+    assert whole == (0, net_today.MODERN_HEADER) == (0, 12)
+    assert last == (net.VNET_HEADER, net_today.NUM_BUFFERS.size) == (10, 2)
+
+
+def test_the_numbers_of_a_network_card_of_today_are_linuxs() -> None:
+    names = ("1 << VIRTIO_NET_F_MRG_RXBUF", "1 << VIRTIO_NET_F_STATUS", "VIRTIO_NET_S_LINK_UP")
+    told = ask_c(("linux/virtio_net.h",), names)
+    assert list(told.values()) == [net_today.F_MRG_RXBUF, net_today.F_STATUS, net_today.LINK_UP]
+    (size,) = ask_c(("sys/ioctl.h", "linux/if_tun.h"), ("TUNSETVNETHDRSZ",)).values()
+    assert net_today.TUNSETVNETHDRSZ == size
 
 
 def test_the_feature_bits_of_a_network_card_are_linuxs() -> None:

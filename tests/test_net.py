@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,11 +65,12 @@ class Lab:
         return serving(driver.vq, self.card.services[self.drivers.index(driver)])
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
+@contextmanager
+def laboratory(mac: bytes | None = None) -> Iterator[Lab]:
+    "With a card which has just been made."
     wire, tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     wire.settimeout(10)
-    it = Lab(Net(tap.detach()), wire, GuestMemory(1 << 20))
+    it = Lab(Net(tap.detach(), mac), wire, GuestMemory(1 << 20))
     for i in range(2):
         vq = Virtqueue(it.memory, 256, f"net:{i}")
         vq.place(ring_at(it.memory.take_pages(3), 256))
@@ -80,6 +81,12 @@ def lab() -> Iterator[Lab]:
     for driver in it.drivers:
         driver.vq.wakeup.close()
     it.memory.close()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with laboratory() as lab:
+        yield lab
 
 
 def failing(number: int) -> Callable[..., int]:

@@ -18,16 +18,28 @@ from pathlib import Path
 
 import pytest
 
+from lguest_nb.device import F_VERSION_1
 from lguest_nb.driver import Driver
 from lguest_nb.memory import GuestMemory, LguestError
 from lguest_nb.net import IFNAMSIZ, VNET_HEADER, Net, configure, ifreq, parse_tunnet, setup_tun_net
+from lguest_nb.net_today import (
+    F_GUEST_CSUM,
+    F_GUEST_ECN,
+    F_GUEST_TSO4,
+    F_MRG_RXBUF,
+    MODERN_HEADER,
+    NUM_BUFFERS,
+)
 from lguest_nb.vring import Virtqueue, ring_at
 from lguest_nb.wakeup import Stopped
 
 ROOT = Path(__file__).parent.parent
 NO_TAP = 77  # exit status of a child which may not have one
 SIOCGIFADDR, SIOCGIFFLAGS, SIOCGIFHWADDR, SIOCBRADDBR = 0x8915, 0x8913, 0x8927, 0x89A0  # <linux/sockios.h>
-ETH_P_ALL, ETH_P_TEST = 3, 0x88B5
+ETH_P_ALL, ETH_P_IP, ETH_P_TEST = 3, 0x0800, 0x88B5
+SOL_PACKET, PACKET_VNET_HDR = 263, 15  # <linux/if_packet.h>
+NEEDS_CSUM, GSO_TCPV4 = 1, 1  # <linux/virtio_net.h>
+TODAY = F_VERSION_1 | F_MRG_RXBUF
 RTM_DELLINK, NLM_F_REQUEST = 17, 1
 
 HOST, GUEST, MAC = "192.168.19.1", "192.168.19.2", bytes.fromhex("020000000001")
@@ -37,10 +49,15 @@ EVERYBODY = b"\xff" * 6
 class Guest:
     "A card with both of its threads, and the drivers of somebody who has only just learned to talk."
 
-    def __init__(self, card: Net) -> None:
+    def __init__(self, card: Net, accepted: int) -> None:
         self.card, self.memory = card, GuestMemory(1 << 20)
         self.rx, self.tx = self._driver("net:0", 0x10000), self._driver("net:1", 0x80000)
-        queues = zip(card.services, (self.rx.vq, self.tx.vq), strict=True)
+        self._begin(accepted)
+
+    def _begin(self, accepted: int) -> None:
+        self.card.accepted = accepted
+        self.card.started()
+        queues = zip(self.card.services, (self.rx.vq, self.tx.vq), strict=True)
         self.threads = [threading.Thread(target=self._serve, args=pair) for pair in queues]
         for thread in self.threads:
             thread.start()
@@ -59,8 +76,8 @@ class Guest:
         except Stopped:
             pass
 
-    def send(self, frame: bytes) -> None:
-        self.tx.add(out=[bytes(VNET_HEADER), frame])
+    def send(self, frame: bytes, header: bytes = b"") -> None:
+        self.tx.add(out=[header.ljust(self.card.header, b"\0"), frame])
         self.tx.kick()
         assert self.tx.wait_used()[0].length == 0
 
@@ -69,21 +86,39 @@ class Guest:
         self.rx.kick()
 
     def frame(self) -> bytes:  # without the virtio header; nothing for one which was lost
-        return self.rx.wait_used()[0].data[VNET_HEADER:]
+        return self.rx.wait_used()[0].data[self.card.header :]
 
-    def close(self) -> None:
+    def merged(self) -> tuple[bytes, bytes, int]:
+        "For a driver which took MRG_RXBUF: the header's first ten bytes, the frame, and how many buffers they came in."
+        done = self.rx.wait_used()
+        (count,) = NUM_BUFFERS.unpack_from(done[0].data, VNET_HEADER)
+        assert len(done) == count, "the driver sees all of a packet, or nothing"
+        packet = b"".join(used.data for used in done)
+        return packet[:VNET_HEADER], packet[MODERN_HEADER:], count
+
+    def _stop(self) -> None:
         for driver in (self.rx, self.tx):
             driver.vq.wakeup.stop()
         for thread in self.threads:
             thread.join(10)
             assert not thread.is_alive()
+
+    def begin_again(self, accepted: int) -> None:
+        "Another driver takes the card over."
+        self._stop()
+        for driver in (self.rx, self.tx):
+            driver.vq.wakeup.rearm()
+        self._begin(accepted)
+
+    def close(self) -> None:
+        self._stop()
         self.card.close()
         self.memory.close()
 
 
 @contextmanager
-def guest(tunnet: str) -> Iterator[Guest]:
-    it = Guest(setup_tun_net(tunnet))
+def guest(tunnet: str, accepted: int = 0) -> Iterator[Guest]:
+    it = Guest(setup_tun_net(tunnet), accepted)
     try:
         yield it
     finally:
@@ -118,6 +153,25 @@ def on_the_wire(interface: str, frame: bytes) -> None:
 def checksum(data: bytes) -> int:  # RFC 1071
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     return ~(total % 0xFFFF) & 0xFFFF
+
+
+def large_tcp(payload: bytes) -> tuple[bytes, bytes]:
+    "A header which asks for it to be cut to size, and a TCP packet which is larger than any wire allows."
+    host, us = socket.inet_aton(HOST), socket.inet_aton(GUEST)
+    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40 + len(payload), 1, 0x4000, 64, 6, 0, host, us)
+    header = header[:10] + struct.pack("!H", checksum(header)) + header[12:]
+    pseudo = ~checksum(struct.pack("!4s4sHH", host, us, 6, 20 + len(payload))) & 0xFFFF
+    tcp = struct.pack("!HHIIBBHHH", 80, 1234, 1, 1, 0x50, 0x10, 1000, pseudo, 0)
+    frame = MAC + b"\2host\0" + b"\x08\x00" + header + tcp + payload
+    return struct.pack("<BBHHHH", NEEDS_CSUM, GSO_TCPV4, 54, 1000, 34, 16), frame
+
+
+def large_on_the_wire(interface: str, header: bytes, frame: bytes) -> None:
+    "As `on_the_wire`, for a packet which the sender leaves to be cut and summed."
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sock.bind((interface, 0))
+        sock.send(header + frame)
 
 
 # The scenes
@@ -233,6 +287,93 @@ def scene_a_deleted_interface_makes_no_busy_thread() -> None:
         assert os.times().user + os.times().system - before.user - before.system < 0.1
         it.send(EVERYBODY + MAC + bytes(50))
         assert f"%s: Write to tun failed: {os.strerror(errno.EBADFD)}; such packets are lost" in it.card.said
+
+
+def scene_a_guest_of_today_gets_large_packets_uncut_in_small_buffers() -> None:
+    payload = bytes(range(250)) * 120
+    header, frame = large_tcp(payload)
+    with guest(HOST, TODAY | F_GUEST_CSUM | F_GUEST_TSO4) as it:
+        for _ in range(40):
+            it.post(1536)
+        large_on_the_wire("tap0", header, frame)
+        told, received, count = it.merged()
+        assert told[:2] == bytes([NEEDS_CSUM, GSO_TCPV4])
+        assert told[4:] == header[4:]
+        assert received == frame
+        assert count == -(-(MODERN_HEADER + len(frame)) // 1536)
+
+
+def scene_a_large_packet_waits_for_the_buffers_which_are_missing() -> None:
+    header, frame = large_tcp(bytes(8000))
+    with guest(HOST, TODAY | F_GUEST_CSUM | F_GUEST_TSO4) as it:
+        it.post(1536)
+        large_on_the_wire("tap0", header, frame)
+        for _ in range(5):
+            assert it.rx.used() == []
+            it.post(1536)
+        assert it.merged()[1] == frame
+
+
+def scene_what_a_guest_did_not_take_linux_does_for_it() -> None:
+    header, frame = large_tcp(bytes(2000))
+    for accepted, flags in ((TODAY | F_GUEST_CSUM | F_GUEST_ECN, NEEDS_CSUM), (TODAY | F_GUEST_TSO4, 0)):
+        with guest(HOST, accepted) as it:
+            for half in (0, 1):
+                it.post(1536)
+                if not half:
+                    large_on_the_wire("tap0", header, frame)
+                told, received, count = it.merged()
+                assert (told[0] & NEEDS_CSUM, told[1], count) == (flags, 0, 1), (half, told)
+                assert len(received) == 54 + 1000
+                if not flags:
+                    addresses = received[26:34] + struct.pack("!HH", 6, 1020)
+                    assert checksum(addresses + received[34:]) == 0xFFFF  # which is a zero too
+
+
+def scene_the_next_driver_may_have_another_opinion() -> None:
+    header, frame = large_tcp(bytes(2000))
+    with guest(HOST, TODAY | F_GUEST_CSUM | F_GUEST_TSO4) as it:
+        it.post(2100)
+        large_on_the_wire("tap0", header, frame)
+        assert len(it.frame()) == 2054
+        it.begin_again(0)
+        it.post(2100), it.post(2100)
+        large_on_the_wire("tap0", header, frame)
+        assert [len(used.data) - VNET_HEADER for used in it.rx.wait_used(2)] == [1054, 1054]
+
+
+def scene_a_guest_of_today_sends_large_packets() -> None:
+    header, frame = large_tcp(bytes(range(250)) * 80)
+    with guest(HOST, TODAY) as it, socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as ears:
+        ears.bind(("tap0", ETH_P_IP))
+        ears.settimeout(10)
+        it.send(frame, header)
+        assert ears.recv(1 << 17) == frame
+        it.send(frame[:60], bytes(10) + b"\xff\xff")  # num_buffers is nobody's business on the way out
+        assert ears.recv(1 << 17) == frame[:60]
+
+
+def scene_lies_in_a_header_of_today_cost_that_packet_alone() -> None:
+    header, frame = large_tcp(bytes(2000))
+    lies = [
+        b"\xff" * 12,
+        struct.pack("<BBHHHH", NEEDS_CSUM, 0, 0, 0, 0xFFFF, 0xFFFF),
+        struct.pack("<BBHHHH", 0, GSO_TCPV4, 0xFFFF, 1000, 0, 0),
+        struct.pack("<BBHHHH", NEEDS_CSUM, GSO_TCPV4, 54, 0, 34, 16),
+        struct.pack("<BBHHHH", NEEDS_CSUM, 0x7F, 54, 1000, 34, 16),
+    ]
+    with guest(HOST, TODAY) as it, socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as ears:
+        ears.bind(("tap0", ETH_P_TEST))
+        ears.settimeout(10)
+        for lie in lies:
+            it.send(frame, lie)
+        for length in (0, 1, 10, 11):
+            it.tx.add(out=[bytes(length)])
+            it.tx.kick()
+            assert it.tx.wait_used()[0].length == 0
+        good = EVERYBODY + MAC + struct.pack("!H", ETH_P_TEST) + b"a good one".ljust(46)
+        it.send(good)
+        assert ears.recv(2000) == good
 
 
 def play(scene: str) -> None:

@@ -503,6 +503,24 @@ class TestUsed:
         ring.vq.trigger()
         assert ring.interrupts == [1]
 
+    def test_what_is_held_is_seen_with_the_next_one(self, ring: Ring) -> None:
+        told: list[tuple[int, int]] = []
+        ring.vq.wrote = told.extend
+        for head in range(3):
+            ring.desc(head, 0x1000 * (head + 1), 16, DESC_WRITE)
+        ring.start_at(0xFFFE)
+        ring.offer(0, 1, 2)
+        ring.vq.hold_used(ring.vq.wait(), 16)
+        ring.vq.hold_used(ring.vq.wait(), 16)
+        assert (ring.used_idx, ring.interrupts) == (0xFFFE, [])
+        assert told == [(0x1000, 16), (0x2000, 16)]
+        ring.vq.add_used(ring.vq.wait(), 4)
+        assert ring.used_idx == 1
+        slots = [ring.vq.entries + 2 * slot for slot in (6, 7, 0)]
+        assert [(ring.memory.u32[at], ring.memory.u32[at + 1]) for at in slots] == [(0, 16), (1, 16), (2, 4)]
+        ring.vq.trigger()
+        assert len(ring.interrupts) == 1
+
 
 class Stores:
     "Writes down, in order, what `add_used` stores into the used ring."

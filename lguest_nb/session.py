@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn
 
+from .console import Console
 from .host import Ending
 from .keyboard import EscapeKey, Keyboard
 from .launcher import Launcher
@@ -25,7 +26,7 @@ from .trace import Tracer, open_trace
 
 # %% ../nbs/45_session.ipynb #072426d4
 _ENDS_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_OURS = {*_ENDS_US, signal.SIGTSTP, signal.SIGCONT}
+_OURS = {*_ENDS_US, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH}
 _PATIENCE = 2.0  # seconds, for threads which do not come to an end
 
 
@@ -125,6 +126,7 @@ class Session:
 
     def run(self) -> None:
         "Run the Guest on a thread of its own, and wait for it to end, for a signal or for `leave`; signals are taken."
+        self._fit()
         self.cpu.start()
         while not self.over:
             self._obey(signal.sigwait(_OURS))
@@ -144,7 +146,7 @@ class Session:
             self._end()
 
     def _obey(self, number: int) -> None:
-        "A signal has come: end, stop for a while, or take the terminal after such a stop."
+        "A signal has come: end, stop for a while, take the terminal after such a stop, or tell how large it is now."
         if number in _ENDS_US:
             self.killed_by, self.over = number, True
             self.launcher.stop()
@@ -152,7 +154,17 @@ class Session:
             self.terminal.cooked()
             os.kill(os.getpid(), signal.SIGSTOP)
         elif not self.over:
-            self.terminal.raw()
+            if number == signal.SIGCONT:
+                self.terminal.raw()
+            self._fit()
+
+    def _fit(self) -> None:
+        "Tell the consoles how large our terminal is, if we have one."
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(self.terminal.fd)
+            for device in self.launcher.devices:
+                if isinstance(device, Console):
+                    device.resize(size.columns, size.lines)
 
     def finish(
         self,

@@ -9,12 +9,14 @@ from fakes import ScriptedHost
 
 from lguest_nb import cli, entry
 from lguest_nb.block import Block
-from lguest_nb.console import Console
+from lguest_nb.console import CONFIG, F_SIZE, Console
 from lguest_nb.host import Ending, HostError
 from lguest_nb.memory import LguestError
 from lguest_nb.net import Net
 from lguest_nb.rng import Rng
 from lguest_nb.vring import Virtqueue
+
+resized = threading.Event()
 
 
 def early(text: bytes):
@@ -40,6 +42,19 @@ def drivers(host: ScriptedHost) -> None:
 
 def until_stopped(host: ScriptedHost) -> None:
     host.stopped.wait()
+
+
+def tells_its_size(host: ScriptedHost) -> int:
+    "The Guest's driver has taken SIZE, and prints what it is told."
+    console = host.bus.places[-1].device
+    resized.clear()
+    console.accepted, console.config_changed = F_SIZE, resized.set
+    cols, rows, *_ = CONFIG.unpack(console.modern_config)
+    return early(b"%d columns, %d rows\n" % (cols, rows))(host)
+
+
+def until_resized(host: ScriptedHost) -> None:
+    resized.wait()
 
 
 def twice_then_off(host: ScriptedHost) -> Ending | None:
@@ -72,6 +87,7 @@ SCENES = {
     "panic": [lambda host: Ending("died", "CRASH: \x1b[2Jno init\x07")],
     "reboot": [twice_then_off],
     "drivers": [drivers, until_stopped],
+    "size": [tells_its_size, until_resized, tells_its_size],
     "wait": [early(b"ready\n"), until_stopped],
     "deaf": [early(b"ready\n"), sleeper],
     "refuse": [refuse],

@@ -293,6 +293,8 @@ class TestBoot:
 class NoTerminal:
     "A terminal which writes down what is done to it."
 
+    fd = -1
+
     def __init__(self, order: list[str] | None = None) -> None:
         self.order = [] if order is None else order
 
@@ -544,6 +546,26 @@ class TestAtATerminal:
             os.write(terminal, b"\x03\x03\x03")
             assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGINT
             assert termios.tcgetattr(terminal) == before
+            pid = 0
+        finally:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            os.close(terminal)
+
+    def test_a_window_which_changes_its_size_is_news_for_the_console(self, kernel: str, monkeypatch) -> None:
+        monkeypatch.setenv("SCENE", "size")
+        pid, terminal = pty.fork()
+        if pid == 0:
+            termios.tcsetwinsize(0, (24, 80))
+            os.execv(SCRIPTED[0], [*SCRIPTED, "2", kernel])
+        try:
+            said = b""
+            for size in ("80 columns, 24 rows", "132 columns, 43 rows"):
+                while size.encode() not in said:
+                    said += os.read(terminal, 999)
+                termios.tcsetwinsize(terminal, (43, 132))
+            assert os.waitpid(pid, 0)[1] == 0
             pid = 0
         finally:
             if pid:

@@ -11,7 +11,7 @@ import pytest
 from support import PATIENCE, close
 
 from lguest_nb import console as console_module
-from lguest_nb.console import Console, write_all
+from lguest_nb.console import F_SIZE, Console, write_all
 from lguest_nb.device import VIRTIO_ID_CONSOLE
 from lguest_nb.driver import Driver
 from lguest_nb.memory import GuestError, GuestMemory, LguestError
@@ -109,6 +109,32 @@ def test_it_is_virtio_device_3_with_nothing_to_configure() -> None:
     assert console.services == [console.input, console.output]
     assert (console.input_fd, console.output_fd) == (0, 1)
     assert console.describe() == console.name == "console"
+
+
+class TestSize:
+    def test_it_is_offered_today_alone_and_unknown_at_first(self) -> None:
+        console = Console()
+        assert (console.modern_features, console.modern_config) == (F_SIZE, bytes(12))
+
+    def test_a_driver_which_took_it_hears_of_each_new_size(self) -> None:
+        console, news = Console(), []
+        console.config_changed = lambda: news.append(console.modern_config)
+        console.resize(80, 24)
+        assert (console.modern_config, news) == (bytes.fromhex("50001800 00000000 00000000"), [])
+        console.accepted = F_SIZE
+        for size in ((80, 24), (132, 43), (132, 43), (1 << 20, 1 << 20)):
+            console.resize(*size)
+        assert news == [bytes.fromhex("84002b00") + bytes(8), b"\xff" * 4 + bytes(8)]
+
+    def test_nobody_else_hears_of_it(self) -> None:
+        console = Console()
+        console.config_changed = lambda: pytest.fail("it was not asked for")
+        console.resize(132, 43)
+
+    def test_what_the_guest_writes_there_changes_nothing(self) -> None:
+        console = Console()
+        console.written(8, b"!\0\0\0")
+        assert console.modern_config == bytes(12)
 
 
 class TestInput:

@@ -5,7 +5,7 @@ import struct
 import pytest
 from support import ask_c
 
-from lguest_nb import block, block_today, net, net_today
+from lguest_nb import block, block_today, console, net, net_today
 
 
 def layout(header: str, structure: str, *fields: str) -> list[tuple[int, int]]:
@@ -93,6 +93,13 @@ def test_the_flags_of_holes_are_linuxs() -> None:
     assert list(told.values()) == [getattr(block_today, name) for name in names]
     (unmap,) = ask_c(("linux/virtio_blk.h",), ("VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP",)).values()
     assert block_today.UNMAP == unmap
+
+
+def test_the_config_of_a_console_is_its_size_and_two_numbers_for_others() -> None:
+    fields = ("cols", "rows", "max_nr_ports", "emerg_wr")
+    assert packed(console.CONFIG) == layout("linux/virtio_console.h", "virtio_console_config", *fields)
+    (bit,) = ask_c(("linux/virtio_console.h",), ("1 << VIRTIO_CONSOLE_F_SIZE",)).values()
+    assert console.F_SIZE == bit
 
 
 def test_the_config_of_a_network_card_is_mac_and_status() -> None:

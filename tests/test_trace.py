@@ -196,7 +196,7 @@ class TestChrome:
 class TestTracer:
     def test_a_queue_which_nobody_watches_has_only_what_its_class_has(self, lab: Lab) -> None:
         lab.live(ONE)
-        assert not {"take", "add_used", "wait", "trigger", "more"} & vars(lab.vq).keys()
+        assert not {"take", "add_used", "hold_used", "wait", "trigger", "more"} & vars(lab.vq).keys()
 
     def test_it_is_one_write_for_each_event(self, tmp_path: Path, monkeypatch) -> None:
         for name in ("trace", "trace.json"):

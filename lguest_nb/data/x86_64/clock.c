@@ -1,4 +1,4 @@
-/* A time-stamp counter of exactly 1 GHz, so that no Guest has to measure how fast it is; 0 when the machine was opened. */
+/* A time-stamp counter of exactly 1 GHz: no Guest has to measure how fast it is. It begins at 0. */
 #include "interpose.h"
 #include <time.h>
 

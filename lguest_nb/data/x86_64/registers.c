@@ -1,4 +1,4 @@
-/* What is not RAM: ports, registers in memory, and the doorbells which ring without anybody asking Python. */
+/* What is not RAM: ports, registers in memory, and doorbells, which ring without Python. */
 #include "interpose.h"
 #include <stdlib.h>
 #include <string.h>

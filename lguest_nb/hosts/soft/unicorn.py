@@ -8,9 +8,10 @@ __all__ = ['DECLARATIONS', 'ffi', 'libc', 'TRIED', 'ARCH_X86', 'MODE_32', 'MODE_
            'HOOK_EDGE_GENERATED', 'CTL_UC_USE_EXITS', 'CTL_CPU_MODEL', 'CTL_TB_REMOVE_CACHE', 'CTL_TB_FLUSH',
            'CTL_TCG_BUFFER_SIZE', 'CPU_X86_PENTIUM3', 'ERR_READ_UNMAPPED', 'ERR_WRITE_UNMAPPED', 'ERR_FETCH_UNMAPPED',
            'ERR_WRITE_PROT', 'ERR_READ_PROT', 'ERR_FETCH_PROT', 'INS_IN', 'INS_OUT', 'EAX', 'ECX', 'EDX', 'EBX', 'ESP',
-           'EBP', 'ESI', 'EDI', 'EIP', 'EFLAGS', 'RAX', 'RCX', 'RDX', 'RBX', 'RSP', 'RBP', 'RSI', 'RDI', 'RIP', 'ES',
-           'CS', 'SS', 'DS', 'FS', 'GS', 'CR0', 'CR2', 'CR3', 'CR4', 'GDTR', 'IDTR', 'TR', 'ST0', 'FPSW', 'FPCW',
-           'FPTAG', 'FIP', 'FCS', 'FDP', 'FDS', 'FOP', 'find_library', 'check_version', 'text', 'interposer', 'library']
+           'EBP', 'ESI', 'EDI', 'EIP', 'EFLAGS', 'RAX', 'RCX', 'RDX', 'RBX', 'RSP', 'RBP', 'RSI', 'RDI', 'R11', 'R12',
+           'R13', 'RIP', 'ES', 'CS', 'SS', 'DS', 'FS', 'GS', 'CR0', 'CR2', 'CR3', 'CR4', 'GDTR', 'IDTR', 'TR', 'ST0',
+           'FPSW', 'FPCW', 'FPTAG', 'FIP', 'FCS', 'FDP', 'FDS', 'FOP', 'find_library', 'check_version', 'text',
+           'interposer', 'library']
 
 # %% ../../../nbs/48_unicorn.ipynb #d48edb76
 import importlib.util
@@ -149,6 +150,7 @@ EAX, ECX, EDX, EBX = 19, 22, 24, 21
 ESP, EBP, ESI, EDI = 30, 20, 29, 23
 EIP, EFLAGS = 26, 25
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = 35, 38, 40, 37, 44, 36, 43, 39
+R11, R12, R13 = 109, 110, 111
 RIP = 41
 ES, CS, SS, DS, FS, GS = 28, 11, 49, 17, 32, 33
 CR0, CR2, CR3, CR4 = 50, 52, 53, 54

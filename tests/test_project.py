@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!.]*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "lguest_nb").rglob("*.py") if path.name != "_modidx.py")
 MODULE_LINES = 350
+DRAWN_COLUMNS = 90  # of a drawing; what fits between the site's two margins on a laptop
 FIXED_NAMES = ["00_memory", "10_vring", "20_devices", "30_threads", "index"]
 SETTINGS = ConfigParser(delimiters=["="])
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
@@ -100,6 +101,8 @@ class TestChapterOfTheFirstHalf:
         told = "\n".join(source(cell) for cell in cells(notebook, "markdown"))
         drawings = re.findall(r"^```text\n(.+?)^```$", told, re.MULTILINE | re.DOTALL)
         assert any(set(drawing) & set("─│├▶►") for drawing in drawings)
+        widest = max((line for drawing in drawings for line in drawing.splitlines()), key=len)
+        assert len(widest) <= DRAWN_COLUMNS, f"{len(widest)} columns are cut off on the site: {widest}"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!.]*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "lguest_nb").rglob("*.py") if path.name != "_modidx.py")
 MODULE_LINES = 350
-DRAWN_COLUMNS = 90  # of a drawing; what fits between the site's two margins on a laptop
+DRAWN_COLUMNS = 89  # of a drawing; what fits between the site's two margins on a laptop
 FIXED_NAMES = ["00_memory", "10_vring", "20_devices", "30_threads", "index"]
 SETTINGS = ConfigParser(delimiters=["="])
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")

@@ -18,18 +18,22 @@ from .exercises import Case, exercise
 class Stuck(Exception):
     "Somebody in a machine waits for what will never come."
 
-# %% ../nbs/99_marking_machines.ipynb #4bc75075
+# %% ../nbs/99_marking_machines.ipynb #2fe7a225
+def _in_hex(answer: Any, address: int, num: int, idx: int) -> str:
+    return ", ".join(f"{place:#x}" for place in answer(address, num, idx))
+
+
 @exercise("10_vring: places")
 def _places(answer: Any) -> Iterator[Case]:
     for address, num, idx, want, why in (
-        (0x4000, 8, 0, (0x4084, 0x5004), "the first entries stand behind flags and idx"),
-        (0x4000, 8, 3, (0x408A, 0x501C), "a head has 2 bytes, a used entry 8"),
-        (0x4000, 8, 8, (0x4084, 0x5004), "idx counts for ever, and the ring has 8 entries"),
-        (0x4000, 256, 1, (0x5006, 0x600C), "256 descriptors are a page"),
-        (0x4000, 256, 65535, (0x5202, 0x67FC), "the last index before the wrap is the last slot"),
-        (0x5000, 512, 512, (0x7004, 0x8004), "512 descriptors are two pages"),
+        (0x4000, 8, 0, "0x4084, 0x5004", "the first entries stand behind flags and idx"),
+        (0x4000, 8, 3, "0x408a, 0x501c", "a head has 2 bytes, a used entry 8"),
+        (0x4000, 8, 8, "0x4084, 0x5004", "idx counts for ever, and the ring has 8 entries"),
+        (0x4000, 256, 1, "0x5006, 0x600c", "256 descriptors are a page"),
+        (0x4000, 256, 65535, "0x5202, 0x67fc", "the last index before the wrap is the last slot"),
+        (0x5000, 512, 512, "0x7004, 0x8004", "512 descriptors are two pages"),
     ):
-        yield Case(f"places({address:#x}, {num}, {idx})", partial(call, answer, address, num, idx), want, why)
+        yield Case(f"places({address:#x}, {num}, {idx})", partial(_in_hex, answer, address, num, idx), want, why)
 
 # %% ../nbs/99_marking_machines.ipynb #ee756c37
 class Bed:

@@ -290,6 +290,25 @@ def test_an_answer_which_only_looks_right_is_found_out(name: str, right: str, wr
     assert re.match(r"look again: \d+ of \d+ cases went wrong\.\n", it.verdict(it.answer.replace(right, wrong, 1)))
 
 
+RIGHT_TOO = [  # exercise, what is in its answer, and what would do as well
+    ("10_vring: places", "slot = idx % num", "slot = idx & (num - 1)"),
+    ("10_vring: next_one", "        if not q.more():\n", "        while not q.more():\n"),
+    ("22_console: turn", "    if not count:", "    while not count:"),
+    ("24_block: serve", "length > disk.size - offset", "offset + length > disk.size"),
+    ("26_net: finish", "    while total > 0xFFFF:\n        total = ", "    for _ in range(3):\n        total = "),
+    ("30_threads: reset", "queue.wake()\n    for queue in device.queues:\n", "queue.wake()\n"),
+    ("31_inspect: suspect", "if taken != used", "if (taken - used) & 0xFFFF"),
+    ("32_own_device: serve", "65536", "4096"),
+]
+
+
+@pytest.mark.parametrize(("name", "right", "other"), RIGHT_TOO, ids=[name for name, *_ in RIGHT_TOO])
+def test_another_right_answer_is_right_too(name: str, right: str, other: str) -> None:
+    it = all_of_them()[name]
+    assert right in it.answer, "the answer reads differently now: change this list"
+    assert it.verdict(it.answer.replace(right, other)).startswith("right: ")
+
+
 def test_the_books_own_counter_of_c_has_the_flaw_which_its_exercise_is_about() -> None:
     code = """
 from lguest_nb.keyboard import AbortCounter

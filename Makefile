@@ -44,6 +44,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 	@$(PY) -m mypy
 
 export: $(VENV)/.dev ## write lguest_nb/ and README.md from the notebooks
+	@echo "Exporting the notebooks ..." >&2
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tools/readme.py
 

@@ -334,6 +334,7 @@ def test_a_widgets_saved_state_is_shown_without_a_kernel_and_without_another_hos
     tmp_path: Path, browser: Browser
 ) -> None:
     from docs_build import run_sphinx
+    from progress import Progress
 
     notebook = tmp_path / "toy.ipynb"
     cells = [new_markdown_cell("# toy\n\nA dollar costs $$1 = 1$$."), new_code_cell(WIDGETS.strip())]
@@ -342,7 +343,7 @@ def test_a_widgets_saved_state_is_shown_without_a_kernel_and_without_another_hos
     ran = nbformat.read(notebook, 4)
     (tmp_path / "sources").mkdir()
     nbformat.write(page(ran.cells, ran), tmp_path / "sources" / "index.ipynb")
-    assert run_sphinx(tmp_path / "sources", tmp_path) == 0
+    assert run_sphinx(tmp_path / "sources", tmp_path, Progress("A toy")) == 0
     serving = served(tmp_path / "html")
     try:
         visitor = Visitor(browser, next(serving))

@@ -9,6 +9,7 @@ from docs_comments import comments_of
 from docs_generate import promised, rst
 from docs_pages import PageError, chapter, code_page_cells, contents, groups, read, relinked, start_and_tour
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from progress import Progress
 
 from lguest_nb.bus.lguest import LGUEST_IRQS
 from lguest_nb.hosts.dev_lguest import DevLguestHost
@@ -108,7 +109,7 @@ class TestLinks:
     def test_a_link_to_nowhere_ends_the_build(self, tmp_path: Path, link: str) -> None:
         (tmp_path / "sources").mkdir()
         (tmp_path / "sources" / "index.md").write_text(f"# Toy\n\n{link}\n")
-        assert run_sphinx(tmp_path / "sources", tmp_path) == 1
+        assert run_sphinx(tmp_path / "sources", tmp_path, Progress("A toy")) == 1
 
 
 class TestTour:

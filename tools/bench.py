@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from progress import steps
 from session import PATIENCE, PROMPT, Session
 
 import lguest_nb.guest
@@ -55,7 +56,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile() as disk:
         disk.truncate(TOUCHED << 20)
-        runs = [start_once(arguments.megabytes, disk.name) for _ in range(arguments.runs)]
+        turns = steps("Starting a Guest", range(arguments.runs), lambda turn: "up to its prompt")
+        runs = [start_once(arguments.megabytes, disk.name) for _ in turns]
     for name, goal in GOALS.items():
         seconds = [times[name] for times, _ in runs]
         print(

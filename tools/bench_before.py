@@ -12,6 +12,8 @@ import threading
 import time
 from datetime import date
 
+from progress import Progress
+
 from lguest_nb.before.__main__ import checksum, launcher_of
 from lguest_nb.before.ping import PINGED, network, one_ping, trace_pings
 from lguest_nb.console import Console
@@ -132,23 +134,38 @@ def main() -> None:
     if options.flood:
         flood_once(options.flood, 2000, options.under_way)
         return
-    rows: list[tuple[str, list[str]]] = []
-    times = [latencies(design, options.pings) for design in DESIGNS]
-    rows.append(("a ping from the Guest, median", [f"{statistics.median(ms):.2f} ms" for ms in times]))
-    rows.append(("nine of ten are faster than", [f"{statistics.quantiles(ms, n=10)[-1]:.2f} ms" for ms in times]))
-    for under_way in (1, 8):
-        per_second = [f"{answers(design, under_way, options.runs):,.0f} /s" for design in DESIGNS]
-        rows.append((f"pings to the Guest, {under_way} under way", per_second))
-    if problem := why_not():
-        print(problem)
-    else:
-        python = [python_calls(design, options.runs) for design in DESIGNS]
-        rows.append(("Python's system calls in one ping", [f"{min(calls)} to {max(calls)}" for calls in python]))
+    with Progress("Before and after", 4) as progress:
+        rows = measured(options.pings, options.runs, progress)
     where = "a wire" if network()[1] == "--wire" else "a tap"
     print(f"Measured on {date.today():%d %B %Y}, {os.cpu_count()} cores, with {where}:\n")
     print("| | before | after |\n|---|---|---|")
     for name, values in rows:
         print(f"| {name} | {' | '.join(values)} |")
+
+
+def measured(
+    pings: int,  # of each design
+    runs: int,  # of a flood
+    progress: Progress,
+) -> list[tuple[str, list[str]]]:  # what, and its values before and after
+    "All that is measured, in words."
+    rows: list[tuple[str, list[str]]] = []
+    progress.step("the Guest pings")
+    times = [latencies(design, pings) for design in DESIGNS]
+    rows.append(("a ping from the Guest, median", [f"{statistics.median(ms):.2f} ms" for ms in times]))
+    rows.append(("nine of ten are faster than", [f"{statistics.quantiles(ms, n=10)[-1]:.2f} ms" for ms in times]))
+    for under_way in (1, 8):
+        progress.step(f"the Guest is pinged, {under_way} under way")
+        per_second = [f"{answers(design, under_way, runs):,.0f} /s" for design in DESIGNS]
+        rows.append((f"pings to the Guest, {under_way} under way", per_second))
+    if problem := why_not():
+        progress.clear()
+        print(problem)
+    else:
+        progress.step("the system calls of a ping")
+        python = [python_calls(design, runs) for design in DESIGNS]
+        rows.append(("Python's system calls in one ping", [f"{min(calls)} to {max(calls)}" for calls in python]))
+    return rows
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from progress import steps
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the instructions are there
 
@@ -81,8 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.setswitchinterval(50e-6)  # as the command does
     found: dict[str, list[float]] = {}
-    for run in range(arguments.runs):
-        print(f"the Host: run {run + 1} of {arguments.runs}", file=sys.stderr)
+    for _ in steps("The Host", range(arguments.runs), lambda run: ", ".join(cost.name for cost in COSTS)):
         for cost in COSTS:
             seconds = run_once(cost, arguments.turns, cost.body) - run_once(cost, arguments.turns, b"")
             found.setdefault(cost.name, []).append(seconds / arguments.turns * 1e6)

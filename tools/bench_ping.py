@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from progress import steps
+
 from lguest_nb.before.ping import AFTER_2009, BEFORE_2009, PINGED, beside, count, label, network
 from lguest_nb.guest import command_line, path
 from lguest_nb.memory import LguestError
@@ -185,7 +187,8 @@ def main() -> int:
         print(problem)
         return 0
     try:
-        pings = [run_once() for _ in range(1 if options.list else options.runs)]
+        runs = range(1 if options.list else options.runs)
+        pings = [run_once() for _ in steps("Pinging under strace", runs, lambda run: "boot, ping, power off")]
     except LguestError as e:
         print(e, file=sys.stderr)
         return 1

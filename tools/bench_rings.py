@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from progress import steps
 from storage_daemon import StorageDaemon
 
 from lguest_nb.block import Block
@@ -206,8 +207,7 @@ def main() -> None:
             servers[IO_URING] = lambda what, depth: bench.storage_daemon(what, depth, "io_uring")
         rings = [(what, depth) for what in ("read", "write") for depth in DEPTHS]
         figures: dict[tuple[str, int], dict[str, list[Figure]]] = {}
-        for turn in range(arguments.turns):
-            print(f"rings: turn {turn + 1} of {arguments.turns}", file=sys.stderr)
+        for _ in steps("Rings", range(arguments.turns), lambda turn: ", ".join(servers)):
             for what, depth in rings:
                 for who, serve in servers.items():
                     figures.setdefault((what, depth), {}).setdefault(who, []).append(serve(what, depth))

@@ -3,7 +3,9 @@
 docs_build.py [DIRECTORY]    pages go to DIRECTORY/html; build/docs if none is named
 """
 
+import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +17,6 @@ import nbformat
 from docs_assets import AssetError, provide
 from progress import Progress
 from session import GuestLost
-from sphinx.cmd.build import build_main
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_THE_TOP = ("CHANGELOG.md", "CONTRIBUTING.md")
@@ -79,10 +80,23 @@ def write_sources(
 def run_sphinx(
     sources: Path,
     out: Path,  # gets html/, and what Sphinx remembers
+    progress: Progress,
 ) -> int:  # exit status
     "Sources into finished pages, which need no other host. Raises `AssetError`."
     options = ["-q", "-W", "--keep-going", "-E", "-j", "auto", "-c", str(ROOT / "docs"), "-d", str(out / "doctrees")]
-    status = build_main([*options, "-b", "html", str(sources), str(out / "html")])
+    command = [sys.executable, "-m", "sphinx", *options, "-b", "html", str(sources), str(out / "html")]
+
+    def pages_so_far() -> str:
+        read, written = (len(list(out.glob(f"{each}/**/*"))) for each in ("doctrees", "html"))
+        return f"({read} files read, {written} written)"
+
+    # In a process of its own: what forks for each processor must not do so beside a thread which paints a line.
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with (out / "sphinx.log").open("w+", encoding="utf-8") as log:
+        status = progress.wait(subprocess.Popen(command, env=environment, stdout=log, stderr=log), pages_so_far)
+        progress.clear()
+        log.seek(0)
+        sys.stderr.write(log.read())
     if status == 0:
         provide(out / "html", ROOT / "build" / "docs" / "npm")
     return status
@@ -99,7 +113,7 @@ def build(
             progress.step("its sources, from notebooks, signatures and a Guest which boots")
             write_sources(out / "sources")
             progress.step("its pages, by Sphinx")
-            return run_sphinx(out / "sources", out)
+            return run_sphinx(out / "sources", out, progress)
     except (pages.PageError, generate.GenerateError, AssetError, GuestLost) as error:
         print(f"The site cannot be built: {error}", file=sys.stderr)
         return 1

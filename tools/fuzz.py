@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from progress import Progress
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the model and the Host without a CPU are there
 CORPUS, BUILD = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
@@ -43,26 +45,28 @@ def again(name: str) -> Path:
     return script
 
 
-def run(name: str, log: Path, *arguments: str) -> int:
+def run(name: str, log: Path, progress: Progress, *arguments: str) -> int:
     "`fuzz` in a process of its own, which writes to `log`; its exit status."
     command = [sys.executable, __file__, "--libfuzzer", name, f"-max_len={LONGEST}", f"-timeout={PATIENCE}"]
     with log.open("wb") as output:
-        return subprocess.run([*command, *arguments], stdout=output, stderr=output, check=False).returncode
+        return progress.wait(subprocess.Popen([*command, *arguments], stdout=output, stderr=output))
 
 
-def campaign(name: str, seconds: int) -> bool:
+def campaign(name: str, seconds: int, progress: Progress) -> bool:
     "Fuzz one target, say what came of it, and whether nothing was found."
     found, kept, log = BUILD / name, CORPUS / name, BUILD / f"{name}.log"
     found.mkdir(parents=True, exist_ok=True)
     kept.mkdir(parents=True, exist_ok=True)
     prefix = f"-artifact_prefix={BUILD}/{name}-"
     began = time.monotonic()
-    status = run(name, log, f"-max_total_time={seconds}", "-print_final_stats=1", prefix, str(found), str(kept))
+    options = [f"-max_total_time={seconds}", "-print_final_stats=1", prefix]
+    status = run(name, log, progress, *options, str(found), str(kept))
     text = log.read_text(errors="replace")
     count = re.search(r"number_of_executed_units: (\d+)", text) or re.search(r"Done (\d+) runs", text)
     coverage = re.findall(r"cov: (\d+)", text) or ["?"]
     executions = int(count[1]) if count else 0
     spent = time.monotonic() - began
+    progress.clear()
     print(f"{name:8} {executions:9,} inputs in {spent:4.0f} s, {coverage[-1]} branches: ", end="")
     print("nothing found" if status == 0 else f"exit status {status}, see {log}", flush=True)
     if status:
@@ -73,7 +77,7 @@ def campaign(name: str, seconds: int) -> bool:
     return status == 0
 
 
-def keep(name: str) -> None:
+def keep(name: str, progress: Progress) -> None:
     "Leave in the corpus of `name` what has a name of words, and as few more as reach each branch that was found."
     new, kept = BUILD / f"{name}.new", CORPUS / name
     shutil.rmtree(new, ignore_errors=True)
@@ -82,7 +86,7 @@ def keep(name: str) -> None:
     for path in kept.glob("*-*"):
         shutil.copy(path, new)
     log = BUILD / f"{name}.merge.log"
-    if run(name, log, "-merge=1", "-use_counters=0", str(new), str(kept), str(BUILD / name)):
+    if run(name, log, progress, "-merge=1", "-use_counters=0", str(new), str(kept), str(BUILD / name)):
         sys.exit(f"The corpus of {name} could not be merged; see {log}.")
     if "successful in" not in log.read_text(errors="replace"):
         sys.exit(f"libFuzzer did not say that it has merged the corpus of {name}; see {log}.")
@@ -91,6 +95,7 @@ def keep(name: str) -> None:
     for path in new.iterdir():
         words = "-" in path.name
         shutil.copy(path, kept / (path.name if words else path.name[:12]))  # libFuzzer calls a file by its SHA-1
+    progress.clear()
     print(f"{name}: {len(list(kept.iterdir()))} inputs kept")
 
 
@@ -113,11 +118,18 @@ def main() -> int:
             TARGETS[name]()(options.input.read_bytes())
         return 0
     if options.keep:
-        for name in names:
-            keep(name)
+        with Progress("Merging what was found", len(names)) as progress:
+            for name in names:
+                progress.step(name)
+                keep(name, progress)
         return 0
     seconds = max(1, round(60 * options.minutes / len(names)))
-    return 0 if all([campaign(name, seconds) for name in names]) else 1
+    well = []
+    with Progress("Fuzzing", len(names)) as progress:
+        for name in names:
+            progress.step(f"{name}, for {seconds} s")
+            well.append(campaign(name, seconds, progress))
+    return 0 if all(well) else 1
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ Standard library only, and none of it on stdout: that may be read by a program.
 """
 
 import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 SOON = 0.1  # seconds between two pictures of the line, as fast as anybody reads
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -25,7 +28,7 @@ class Progress:
         self.what, self.total, self.plain = what, total, plain
         self.out = out or sys.stderr
         self.moves = self.out.isatty()
-        self.done = 0
+        self.done, self.name = 0, ""
         self.began, self.drawn = time.monotonic(), 0.0
         self._show("", first=True)
 
@@ -43,6 +46,7 @@ class Progress:
     ) -> None:
         "The next step begins."
         self.done += 1
+        self.name = name
         self._show(name)
 
     def at(
@@ -54,6 +58,25 @@ class Progress:
         self.done = done
         if self.moves and time.monotonic() - self.drawn >= SOON:
             self._show(name)
+
+    def wait(
+        self,
+        process: "subprocess.Popen[Any]",  # a step which is somebody else's work
+        said: Callable[[], str] = str,  # how far it is, if one can tell
+    ) -> int:  # its exit status
+        "Until it has ended. Ends it, should we be interrupted."
+        with process:
+            try:
+                while process.poll() is None:
+                    self.at(self.done, f"{self.name} {said()}".rstrip() if self.moves else "")
+                    try:
+                        process.wait(SOON if self.moves else None)
+                    except subprocess.TimeoutExpired:
+                        continue
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode
 
     def clear(self) -> None:
         "Take the moving line away, so that something else can be written."
@@ -73,3 +96,15 @@ class Progress:
         elif self.plain:
             self.out.write(f"{self.what}{count}: {name}\n")
         self.out.flush()
+
+
+def steps(
+    what: str,  # is being done
+    items: Sequence[Item],
+    name: Callable[[Item], str] = str,
+) -> Iterator[Item]:
+    "Each of `items`, which is a step."
+    with Progress(what, len(items)) as progress:
+        for item in items:
+            progress.step(name(item))
+            yield item

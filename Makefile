@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot lab test lint export run-notebooks docs docs-serve bench bench-before fuzz classroom clean
+.PHONY: help boot lab test lint export picture run-notebooks docs docs-serve bench bench-before fuzz classroom clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,6 +47,9 @@ export: $(VENV)/.dev ## write lguest_nb/ and README.md from the notebooks
 	@echo "Exporting the notebooks ..." >&2
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tools/readme.py
+
+picture: $(VENV)/.dev ## boot a Guest on a pseudo-terminal, and draw its screen for the README
+	@$(PY) tools/boot_picture.py docs/_static/boot.svg
 
 run-notebooks: $(VENV)/.dev ## run every notebook and save its outputs in place
 	@$(PY) tools/run_notebooks.py

@@ -1,7 +1,9 @@
 """How the site is made: notebooks become pages, comments become fields, and what is amiss ends the build."""
 
+import re
 from pathlib import Path
 
+import boot_picture
 import nbformat
 import pytest
 from docs_build import run_sphinx
@@ -156,6 +158,16 @@ class TestReference:
     def test_a_method_takes_over_what_its_protocol_promises(self) -> None:
         assert "pending" in promised(DevLguestHost, "interrupt")
         assert promised(Keyboard, "close") == ""  # which is no Host, although it can be closed
+
+
+def test_the_readmes_picture_is_what_a_guest_says_today() -> None:
+    "All but the sixteen bytes of entropy, which are new each time."
+
+    def written(svg: str) -> list[str]:
+        return [re.sub(r"^[0-9a-f]{32}$", "entropy", text) for text in re.findall(r">([^<\n]+)</text>", svg)]
+
+    kept = (ROOT / "docs" / "_static" / "boot.svg").read_text(encoding="utf-8")
+    assert written(kept) == written(boot_picture.drawn(boot_picture.boot())), "make picture"
 
 
 def test_the_limits_which_a_page_names_are_those_of_the_code() -> None:

@@ -1,6 +1,6 @@
 """A picture of a Guest which boots, of a real one: a shell on a pseudo-terminal starts it, and its screen is drawn.
 
-boot_picture.py FILE.svg
+boot_picture.py FILE.svg    `make picture` draws the README's, which is committed; the site draws its own
 """
 
 import fcntl

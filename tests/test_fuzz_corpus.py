@@ -13,7 +13,9 @@ from fuzz_targets import TARGETS, Target
 
 from lguest_nb import block, loading, vring
 from lguest_nb.block import Block
+from lguest_nb.bus import life
 from lguest_nb.bus.lguest import LguestBus
+from lguest_nb.bus.life import Life, SetUp
 from lguest_nb.console import Console
 from lguest_nb.memory import GuestMemory
 from lguest_nb.net import Net
@@ -103,6 +105,15 @@ MISTAKES: list[tuple[str, Owner, str, str, str]] = [  # target, where, function,
     ("bus", LguestBus, "_reset", "vq.place(vq.ring)", "pass"),
     ("bus", LguestBus, "accept", "& device.features", ""),
     ("bus", LguestBus, "_status_changed", "status & STATUS_FAILED", "False"),
+    ("events", vring, "passed", "< count", "<= count"),
+    ("events", vring, "passed", "event - 1", "event"),
+    ("events", Virtqueue, "wait", "u16[self.avail_event] = self.last_avail", "pass"),
+    ("events", Virtqueue, "no_kicks", "not self.event_idx", "True"),
+    ("mmio", life, "legal", "now in _FROM.get(after, ())", "True"),
+    ("mmio", Life, "_break", "self.status |= STATUS_NEEDS_RESET", "pass"),
+    ("mmio", Life, "_accept", "or not chosen & F_VERSION_1", ""),
+    ("mmio", Life, "_may_set_up", "== STATUS_FEATURES_OK", ">= 0"),
+    ("mmio", SetUp, "place", "0 < self.num <= VIRTQUEUE_NUM", "True"),
 ]
 
 

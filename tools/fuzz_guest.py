@@ -16,6 +16,7 @@ NUM = 8  # entries of the ring
 RAM = 16 * PAGE_SIZE
 RING = ring_at(RAM, NUM)  # two pages
 LIMIT = RAM + 2 * PAGE_SIZE
+USED_EVENT, AVAIL_EVENT = RING.avail + 4 + 2 * NUM, RING.used + 4 + 8 * NUM
 RESERVE = 2  # pages behind the limit, which nobody may touch
 BUFFERS, TABLE = 0x1000, 0x4000  # where the fuzzer's own bytes are; where indirect tables usually are
 MOST_NAPS = 4096  # more than the bytes of an input can cause
@@ -199,7 +200,8 @@ class Watched(Virtqueue):
         self._flags()
         self.image[address : address + len(data)] = data
         self.memory.u8[address : address + len(data)] = data
-        self.own_fault |= address < RING.used + 2 and address + len(data) > RING.used
+        wish = AVAIL_EVENT if self.event_idx else RING.used
+        self.own_fault |= address < wish + 2 and address + len(data) > wish
 
     def offer(self, head: int) -> None:
         "The Guest makes something available."
@@ -208,10 +210,12 @@ class Watched(Virtqueue):
         self.image[at] = self.memory.u8[at]
 
     def _flags(self) -> None:
-        "We may ask for kicks or for none at any time."
-        flags = bytes(self.memory.u8[RING.used : RING.used + 2])
-        assert flags in (b"\0\0", b"\1\0", self.image[RING.used : RING.used + 2])
-        self.image[RING.used : RING.used + 2] = flags
+        "We may ask for kicks or for none at any time, or for one at the next buffer."
+        at = AVAIL_EVENT if self.event_idx else RING.used
+        wishes = [self.start + self.taken & 0xFFFF] if self.event_idx else [0, 1]
+        wish = bytes(self.memory.u8[at : at + 2])
+        assert wish in [each.to_bytes(2, "little") for each in wishes] or wish == self.image[at : at + 2]
+        self.image[at : at + 2] = wish
 
     def _compare(self) -> None:
         if (now := self.memory.map[:]) != self.image:
@@ -250,11 +254,11 @@ class Watched(Virtqueue):
         self.gave_back(self.image, chain, length)
         self._compare()
         self.reported = []
-        super().add_used(chain, length)
-        assert self.reported == chain.writable, "the Host was not told of what was written"
         slot = (self.start + self.given) % NUM
         self.given += 1
         self.untold += 1
+        super().add_used(chain, length)
+        assert self.reported == chain.writable, "the Host was not told of what was written"
         struct.pack_into("<II", self.image, RING.used + 4 + 8 * slot, chain.head, length)
         struct.pack_into("<H", self.image, RING.used + 2, self.start + self.given & 0xFFFF)
         self._compare()
@@ -273,7 +277,12 @@ class Watched(Virtqueue):
         self.untold = 0
 
     def _wanted(self) -> bool:
-        return not self.image[RING.avail] & 1 or (self.notify_on_empty and not self.more())
+        asked = not self.image[RING.avail] & 1
+        if self.event_idx:
+            (event,) = struct.unpack_from("<H", self.image, USED_EVENT)
+            filled = range(self.start + self.given - self.untold, self.start + self.given)
+            asked = event in {number & 0xFFFF for number in filled}
+        return asked or (self.notify_on_empty and not self.more())
 
     def _is_told(self) -> None:
         assert not self.untold or not self._wanted(), "an interrupt is missing"
@@ -281,7 +290,9 @@ class Watched(Virtqueue):
 
     def _falls_asleep(self) -> None:
         assert not self.more(), "slept on a ring with something in it"
-        assert self.own_fault or not self.memory.u16[RING.used >> 1], "slept and does not want to be kicked"
+        (event,), (flags,) = (struct.unpack_from("<H", self.memory.map, at) for at in (AVAIL_EVENT, RING.used))
+        wanted = event == self.start + self.taken & 0xFFFF if self.event_idx else not flags
+        assert self.own_fault or wanted, "slept and does not want to be kicked"
         self.own_fault = False
         self._is_told()
 

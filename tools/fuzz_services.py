@@ -179,6 +179,14 @@ class RngQueue(Piped):
         os.close(self.writes)
 
 
+class EventRing(RngQueue):
+    "The same, on a ring with event indices."
+
+    def begin(self) -> None:
+        super().begin()
+        self.vq.event_idx = True
+
+
 class NetQueues(Served):
     "Queue 0 gets packets, queue 1 sends them; a pair of sockets is the tap."
 

@@ -16,8 +16,10 @@ from typing import Protocol
 from chain_model import by_the_book
 from fakes import FakeHost
 from fuzz_guest import LIMIT, NUM, RING, Bytes, Table, close, new_memory, pattern, write_guest
-from fuzz_services import BlockQueue, ConsoleQueues, NetQueues, RngQueue
+from fuzz_services import BlockQueue, ConsoleQueues, EventRing, NetQueues, RngQueue
+from mmio_driver import MmioDriver, new_bus
 
+from lguest_nb.bus import mmio
 from lguest_nb.bus.lguest import RING_PAGES, LguestBus, Place
 from lguest_nb.device import Device, Service
 from lguest_nb.loading import LOWEST, LoadError, load_initrd, load_kernel
@@ -153,6 +155,21 @@ class Napping(Wakeup):
         return self.waits and not select.select([self.kicks], [], [], 0)[0]
 
 
+def settle(device: Device) -> None:
+    "Until each thread sleeps or is gone, so that a run does not depend on the scheduler."
+    for vq in device.queues:
+        assert isinstance(vq.wakeup, Napping)
+        while vq.thread is not None and vq.thread.is_alive() and not vq.wakeup.asleep():
+            time.sleep(0)
+
+
+def nap(device: Device) -> None:
+    "Give its queues beds which tell whether somebody sleeps in them."
+    for vq in device.queues:
+        vq.wakeup.close()
+        vq.wakeup = Napping()
+
+
 class BusScribbles:
     "Notifies of any address and a descriptor page full of scribbles, against `update_device_status` in lguest.c."
 
@@ -167,9 +184,7 @@ class BusScribbles:
         self.bus.host = self.host
         for device in (Parrot("two", 0x30000005, b"config", 2), Parrot("one", 0, b"", 1)):
             self.bus.add(device)
-            for vq in device.queues:
-                vq.wakeup.close()
-                vq.wakeup = Napping()
+            nap(device)
         self.running = [False, False]
         try:
             for _ in range(self.MOST):
@@ -200,14 +215,8 @@ class BusScribbles:
             address = self.address(source)
             if kind & 4 or not self.host.kick(address):  # not every Host keeps the eventfd's promise
                 self.notify(address)
-            self.settle()
-
-    def settle(self) -> None:
-        "Until each thread sleeps or is gone, so that a run does not depend on the scheduler."
-        for place in self.bus.places:
-            for vq in place.device.queues:
-                while vq.thread is not None and vq.thread.is_alive() and not vq.wakeup.asleep():
-                    time.sleep(0)
+            for each in self.bus.places:
+                settle(each.device)
 
     def address(self, source: Bytes) -> int:
         places = self.bus.places
@@ -272,6 +281,84 @@ class BusScribbles:
         "Nothing is kept between two runs."
 
 
+class Registers:
+    "Any access to a page of virtio-mmio, and anything in the rings: nothing raises, and a reset makes a new device."
+
+    RAM = 0x20000
+    MOST = 40  # things which the Guest does
+    LADDER = (0, 1, 3, 11, 15)
+    VALUES = (*LADDER, 2, 4, 8, 64, 128, 255, 256, 257, 0x1000, RAM - 16, RAM, 1 << 31, (1 << 32) - 16, (1 << 32) - 1)
+
+    def __call__(self, data: bytes) -> None:
+        source = Bytes(data)
+        self.memory = GuestMemory(self.RAM)
+        self.bus, self.host, failures = new_bus(self.memory)
+        self.device = Parrot("parrot", 5, b"some config", 2)
+        self.bus.add(self.device)
+        nap(self.device)
+        self.driver = MmioDriver(self.bus, self.host)
+        try:
+            self.climb(source.number(1))
+            for _ in range(self.MOST):
+                if source:
+                    self.act(source)
+                    settle(self.device)
+                    self.compare()
+            self.driver.start()
+            assert self.driver.ask(1, out=(b"hello",)).length == 0, "a reset did not revive it"
+        finally:
+            self.bus.close()
+            close(self.memory)
+        assert not failures, failures
+        assert not self.host.eventfds
+
+    def climb(self, choice: int) -> None:
+        "So far the driver is a good one."
+        features = sum(1 << bit for i, bit in enumerate((28, 29)) if choice >> 2 + i & 1) | 1 << 32
+        if choice % 4:
+            self.driver.negotiate(features)
+        if choice % 4 > 1:
+            self.driver.place()
+        if choice % 4 > 2:
+            self.driver.status = 15
+        settle(self.device)
+
+    def act(self, source: Bytes) -> None:
+        kind = source.number(1)
+        offset = source.number(1)
+        if kind < 0x80:  # a register
+            self.driver.write(4 * (offset % 64), self.value(source))
+        elif kind < 0xA0:  # a bad access, if it is one
+            size = 1 << kind % 4
+            self.driver.write(2 * offset, self.value(source) & (1 << 8 * size) - 1, size)
+            assert 0 <= self.driver.read(2 * offset, size) < 1 << 8 * size
+        elif kind < 0xC0:
+            self.driver.kick(offset % 3)
+        else:
+            at = 0x4000 + 0x1000 * (kind % 8) + offset
+            self.memory.write(at, source.take(kind >> 3 & 7))
+
+    def value(self, source: Bytes) -> int:
+        choice = source.number(1)
+        return self.VALUES[choice % len(self.VALUES)] if choice < 0xE0 else source.number(4)
+
+    def compare(self) -> None:
+        "What can be seen of it goes together."
+        status, vqs = self.driver.status, self.device.queues
+        alive = [vq.thread is not None and vq.thread.is_alive() for vq in vqs]
+        assert status & ~0xC0 in self.LADDER
+        if status & 0xC0 or not status & 4:
+            assert not any(alive), f"a thread lives with status {status:#x}"
+        else:
+            assert alive == [vq.ready for vq in vqs]
+        assert {vq.num for vq in vqs if vq.ready} <= {1 << i for i in range(9)}
+        assert self.device.accepted == 0 if status & 0x3F < 11 else self.device.accepted & 1 << 32
+        assert self.driver.read(mmio.INTERRUPT_STATUS) in range(4)
+
+    def close(self) -> None:
+        "Nothing is kept between two runs."
+
+
 TARGETS: dict[str, Callable[[], Target]] = {
     "walk": Walk,
     "console": ConsoleQueues,
@@ -280,4 +367,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "rng": RngQueue,
     "loader": Loader,
     "bus": BusScribbles,
+    "events": EventRing,
+    "mmio": Registers,
 }

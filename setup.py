@@ -18,7 +18,7 @@ has_unicorn = " or ".join(f'platform_machine == "{machine}"' for machine in sett
 # Where there is no compiler, or no Unicorn, the package is installed without it, and says so when it is missed.
 C_FILES = f"{package}/data/x86_64"
 interposer = Extension(
-    f"{package}.hosts.pc._interpose",
+    f"{package}.data.x86_64.interpose",
     sources=sorted(str(path.relative_to(HERE)) for path in (HERE / C_FILES).glob("*.c")),
     depends=[f"{C_FILES}/interpose.h"],
     extra_compile_args=["-fvisibility=hidden"],
@@ -61,6 +61,7 @@ setup(
     ext_modules=[interposer] if platform.machine() in settings["soft_machines"].split() else [],
     packages=find_packages(include=[package, f"{package}.*"]),
     package_data={package: ["data/**"]},
+    exclude_package_data={package: ["data/**/*.so"]},
     install_requires=[
         *settings["requirements"].split(),
         *(f"{requirement}; {has_unicorn}" for requirement in settings["soft_requirements"].split()),

@@ -1,12 +1,10 @@
 """A Guest in 64-bit mode, small enough for one test: assembled when the test runs, in four megabytes, and its PC."""
 
 import struct
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
+from lguest_nb.hosts.pc import small
 from lguest_nb.memory import GuestMemory
 from lguest_nb.today import LongBoot, Space
 
@@ -72,13 +70,7 @@ MACROS = """
 @cache
 def assemble(source: str, address: int = PROGRAM) -> bytes:
     "What the assembler makes of these lines and `MACROS`, to stand at `address`."
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder, "program")
-        text = f"{MACROS}\n.text\n{source}\n"
-        subprocess.run(["as", "-o", f"{made}.o", "-"], input=text, text=True, check=True)
-        options = ["--oformat=binary", f"-Ttext={address:#x}", "-e", "0"]
-        subprocess.run(["ld", *options, "-o", made, f"{made}.o"], check=True)
-        return made.read_bytes()
+    return small.assemble(f"{MACROS}\n.text\n{source}", address)
 
 
 def entries(*values: int) -> bytes:

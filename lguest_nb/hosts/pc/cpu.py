@@ -124,7 +124,11 @@ class LongCpu(Running):
         if not self.c.machine_attach(self.machine, address, value is None, value or 0, fd):
             raise HostError(f"There is no room for one more doorbell, at {address:#x}: 256 are attached already.")
 
-    def detach(self, address: int, value: int | None = None) -> int:
+    def detach(
+        self,
+        address: int,  # as for `attach`
+        value: int | None = None,  # as for `attach`
+    ) -> int:
         "No more: the descriptor which it rang, or -1 if there was none. On the CPU thread."
         return cast(int, self.c.machine_detach(self.machine, address, value is None, value or 0))
 

@@ -124,13 +124,14 @@ class Inside(Interrupts):
 # %% ../../../nbs/79_pc_host.ipynb #46de6fc1
 _PIC_PORTS = {port for first, last in PicPair.PORTS for port in range(first, last + 1)}
 _PIT_PORTS = {port for first, last in Pit.PORTS for port in range(first, last + 1)}
+_OWN_PORTS = _PIC_PORTS | _PIT_PORTS
 
 
 class Answering(Inside):
     "Who answers the Guest's loads, stores, INs and OUTs."
 
     def _read(self, space: Space, address: int, size: int) -> int:
-        if space == "port" and address in _PIC_PORTS | _PIT_PORTS:
+        if space == "port" and address in _OWN_PORTS:
             chip = self._pic if address in _PIC_PORTS else self._pit
             low = chip.read_port(address)
             return low if size == 1 else low | self._read(space, address + 1, size - 1) << 8
@@ -143,7 +144,7 @@ class Answering(Inside):
             self._enter(cpu)
 
     def _write(self, space: Space, address: int, size: int, value: int) -> None:
-        if space == "port" and address in _PIC_PORTS | _PIT_PORTS:
+        if space == "port" and address in _OWN_PORTS:
             if address in _PIC_PORTS:
                 with self._lock:
                     self._pic.write_port(address, value & 0xFF)
@@ -199,7 +200,12 @@ class Verbs(Answering):
             raise HostError("This Host has not been started, or is closed.")
         return self._cpu
 
-    def attach_eventfd(self, address: int, fd: int, value: int | None = None) -> None:
+    def attach_eventfd(
+        self,
+        address: int,  # a store here ...
+        fd: int,  # ... adds one to this eventfd
+        value: int | None = None,  # only if this is what is stored
+    ) -> None:
         "From now on the Guest's kicks at `address` go to `fd`. On the CPU thread. Raises `HostError`."
         cpu = self._started()
         self.detach_eventfd(address, value)

@@ -18,15 +18,18 @@ USAGE = """\
 Usage: lguest-nb [--verbose] [--tunnet=(<ip>[:<mac>]|bridge:<name>[:<mac>])]
        [--block=<file>[,ro|,snapshot]]... [--rng]
        [--device=<module>:<class>[=<argument>]]...
-       [--initrd=<file>] [--host=auto|soft|lguest] [--stats] [--trace[=<file>]] [--pcap=<file>]
+       [--initrd=<file>] [--host=auto|soft|kvm|lguest] [--stats] [--trace[=<file>]] [--pcap=<file>]
        [--gdb=<port>[,run]]
-       <mem-in-mb> <kernel> [kernel arguments...]"""
+       <mem-in-mb> <kernel> [kernel arguments...]
+       lguest-nb guest debian [--disk=<megabytes>] <directory>"""
 
 HELP = (
     USAGE
     + """
 
-Boots a 32-bit Linux kernel with lguest support (2.6.31 to 3.19, not PAE), or the tiny guest.
+Boots a 32-bit Linux kernel with lguest support (2.6.31 to 3.19, not PAE), the tiny guest, or a
+64-bit Linux kernel as distributions ship it: the file decides. `lguest-nb guest debian DIRECTORY`
+makes such a Guest of Debian's packages.
 
   -v, --verbose    say what the Guest's devices do
   --tunnet=IP      a network card, the other end of which is a tap interface with that address
@@ -43,7 +46,8 @@ Boots a 32-bit Linux kernel with lguest support (2.6.31 to 3.19, not PAE), or th
                    where Python looks, and in the current directory
   --initrd=FILE    an initial RAM disk
   --host=HOST      who runs the CPU: soft (in this process), lguest (/dev/lguest, 32-bit),
-                   auto (the default: soft; /dev/lguest where there is no Unicorn)
+                   auto (the default: soft; /dev/lguest where there is no Unicorn),
+                   kvm (not yet)
   --stats          at the end, what the soft Host did and what it cost
   --trace[=FILE]   write down kicks, chains, interrupts and resets, with times: to stderr, or to
                    FILE; if its name ends in .json, for Perfetto (ui.perfetto.dev)
@@ -116,7 +120,7 @@ def _positional(args: Arguments, positional: list[str]) -> None:
 # %% ../nbs/46_arguments.ipynb #804d31a6
 _OPTIONS = ["verbose", "tunnet=", "block=", "rng", "device=", "initrd=", "host=", "stats", "trace=", "pcap="]
 _OPTIONS += ["gdb=", "help", "version"]
-HOSTS = ("auto", "soft", "lguest")
+HOSTS = ("auto", "soft", "kvm", "lguest")
 
 
 def parse(

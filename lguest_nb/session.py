@@ -18,7 +18,7 @@ from typing import NoReturn
 from .console import Console
 from .host import Ending
 from .keyboard import EscapeKey, Keyboard
-from .launcher import Launcher
+from .launcher import BaseLauncher
 from .net import Net
 from .pcap import Pcap
 from .terminal import Terminal
@@ -78,7 +78,7 @@ KEYS = """\
 class Session:
     "One run of a Guest at the command line: its CPU thread, its terminal, its signals and its keys."
 
-    def __init__(self, launcher: Launcher, terminal: Terminal) -> None:
+    def __init__(self, launcher: BaseLauncher, terminal: Terminal) -> None:
         self.launcher, self.terminal = launcher, terminal
         self.ending: Ending | None = None
         self.error: BaseException | None = None
@@ -202,7 +202,7 @@ class Instruments:
                 opened.callback(self.pcap.close)
             self.files = opened.pop_all()
 
-    def attach(self, launcher: Launcher) -> None:
+    def attach(self, launcher: BaseLauncher) -> None:
         "Watch all devices of `launcher`. Before it runs."
         if self.tracer is not None:
             launcher.trace(self.tracer)

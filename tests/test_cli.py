@@ -25,6 +25,7 @@ from lguest_nb.arguments import Arguments, UsageError, parse
 from lguest_nb.cli import complain, explain, make_device
 from lguest_nb.console import Console
 from lguest_nb.host import Ending, HostError
+from lguest_nb.launcher import Launcher
 from lguest_nb.memory import LguestError
 from lguest_nb.rng import Rng
 
@@ -228,7 +229,7 @@ class TestBoot:
         os.close(null)
 
     def boot(self, *line: str, host: FakeHost | None = None) -> int:
-        return cli.boot(parse(list(line)), host or ScriptedHost())[1]
+        return cli.boot(parse(list(line)), lambda args, typed: Launcher(args.megabytes, host or ScriptedHost()))[1]
 
     def test_the_console_is_always_the_last_device(self, kernel: str, disk: str) -> None:
         seen = []

@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot lab test lint export picture run-notebooks docs docs-serve bench bench-before fuzz classroom clean
+.PHONY: help boot debian lab test lint export picture run-notebooks docs docs-serve bench bench-before fuzz classroom clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,9 @@ help: ## list the targets
 
 boot: $(VENV)/.run-time ## boot the tiny Guest: a prompt on a terminal, else a visit that proves each device
 	@$(PY) tools/boot.py
+
+debian: $(VENV)/.run-time ## make a Guest of Debian's own kernel and boot it: a shell on a terminal, else a visit as above
+	@$(PY) tools/debian.py
 
 lab: $(VENV)/.live ## JupyterLab with the notebooks: a Guest you can type into and watch
 	@$(PY) -m jupyterlab $(LAB_OPTIONS) $(NOTEBOOK)

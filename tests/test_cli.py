@@ -98,7 +98,7 @@ class TestParse:
             ("-x 64 vmlinux", "Unknown argument: option -x not recognized"),
             ("64 vmlinux --block", "Unknown argument: option --block requires argument"),
             ("--rng=x 64 vmlinux", "Unknown argument: option --rng must not have an argument"),
-            ("--host=xen 64 vmlinux", "There is no Host 'xen'; it is one of auto, soft, lguest"),
+            ("--host=xen 64 vmlinux", "There is no Host 'xen'; it is one of auto, soft, kvm, lguest"),
             ("9" * 5000 + " vmlinux", "megabytes"),
         ],
     )

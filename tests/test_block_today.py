@@ -29,6 +29,7 @@ from lguest_nb.block_today import (
     UNMAP,
     WRITEBACK,
     Range,
+    discard,
     disk_id,
     parse_ranges,
     write_zeroes,
@@ -284,6 +285,23 @@ def test_a_full_disk_fails_that_request_alone(linux: Lab, monkeypatch: pytest.Mo
         assert ask(linux, T_WRITE_ZEROES, RANGE.pack(2, 3, 0))[0] == S_IOERR
     assert linux.content() == CONTENT
     assert ask(linux, T_WRITE_ZEROES, RANGE.pack(2, 3, 0))[0] == S_OK
+
+
+def test_a_file_in_memory_knows_holes_and_no_zeroed_ranges() -> None:
+    "No stand-in: tmpfs refuses ZERO_RANGE with EOPNOTSUPP, and the zeroes are written."
+    fd = os.memfd_create("disk", os.MFD_CLOEXEC)
+    try:
+        for unmap in (False, True):
+            os.pwrite(fd, b"\xaa" * (3 << 20), 0)
+            write_zeroes(fd, 4096, (2 << 20) + 512, unmap, lambda: None)
+            content = os.pread(fd, 4 << 20, 0)
+            assert content == b"\xaa" * 4096 + bytes((2 << 20) + 512) + b"\xaa" * ((1 << 20) - 4096 - 512)
+        before = os.fstat(fd).st_blocks
+        assert discard(fd, 0, 4096)
+        assert os.fstat(fd).st_blocks == before - 8
+        assert os.fstat(fd).st_size == 3 << 20
+    finally:
+        os.close(fd)
 
 
 def test_a_stop_in_the_middle_of_writing_zeroes_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

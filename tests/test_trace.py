@@ -198,6 +198,18 @@ class TestTracer:
         lab.live(ONE)
         assert not {"take", "add_used", "hold_used", "wait", "trigger", "more"} & vars(lab.vq).keys()
 
+    def test_a_chain_which_is_held_back_is_noted_when_it_is_given(self, lab: Lab, tmp_path: Path, monkeypatch) -> None:
+        def serve(vq: Virtqueue) -> None:
+            vq.hold_used(vq.wait(), 1)
+            vq.add_used(vq.wait(), 2)
+
+        monkeypatch.setattr(lab.device, "serve", serve)
+        lines = squeeze(traced(lab, tmp_path / "trace", ([], [4]), ([], [4])))
+        assert [line.rpartition("  ")[2] for line in lines if "used" in line.split("  ")] == [
+            "head 0, length 1",
+            "head 1, length 2",
+        ]
+
     def test_it_is_one_write_for_each_event(self, tmp_path: Path, monkeypatch) -> None:
         for name in ("trace", "trace.json"):
             tracer = open_trace(str(tmp_path / name))

@@ -48,6 +48,7 @@ class Echo(Device):
         super().__init__("echo", 42, features, b"0123456789abcdef")
         self.raises: BaseException | None = None
         self.held: threading.Event | None = None  # waited for in the middle of a request
+        self.busy = threading.Semaphore(0)  # released there
 
     @property
     def services(self) -> Sequence[Service]:
@@ -58,6 +59,7 @@ class Echo(Device):
         if self.raises is not None:
             raise self.raises
         if self.held is not None:
+            self.busy.release()
             self.held.wait(PATIENCE)
         vq.add_used(chain, 0)
 
@@ -705,15 +707,14 @@ class TestBreaking:
         driver.start()
         assert isinstance(driver.device, Echo)
         driver.device.held = threading.Event()
-        asleep = naps(driver.device.queues[1])
         driver.drivers[1].add(out=[b"long work"])
         driver.kick(1)
+        assert driver.device.busy.acquire(timeout=PATIENCE)
         driver.drivers[0].make_available(99)
         driver.kick(0)
         assert not driver.changes.acquire(timeout=0.02)
         driver.device.held.set()
         is_broken(driver)
-        assert not asleep.acquire(blocking=False) or machine.own_threads() == []
 
     def test_what_is_not_the_guests_fault_goes_to_the_launcher(self, machine: Machine, driver: MmioDriver) -> None:
         driver.start()

@@ -344,8 +344,8 @@ class TestCommand:
         ("line", "said"),
         [
             (["64", "/no/such/kernel"], "Failed to open kernel /no/such/kernel: No such file or directory."),
-            (["0", "/dev/null"], "A Guest can have 1 to 4090 MB of memory, not 0."),
-            (["--block=/no/such/disk", "64", "/dev/null"], "Failed to open /no/such/disk"),
+            (["0", "KERNEL"], "A Guest can have 1 to 4090 MB of memory, not 0."),
+            (["--block=/no/such/disk", "64", "KERNEL"], "Failed to open /no/such/disk"),
             (["64", "/dev/null"], "This doesn't look like a bzImage to me: /dev/null is an empty file."),
             (["--initrd=/no/rd", "64", "KERNEL"], "Failed to open initrd /no/rd"),
         ],

@@ -84,7 +84,7 @@ class PcLauncher(BaseLauncher):
         self.boot = load_linux64(self.memory, kernel, words, initrd, rsdp, tell)
 
     def run_guest(self) -> Ending:
-        "Start the Host, and print what the serial port says until it's all over."
+        "Start the Host, and print what the serial port says. Raises `LguestError` if nothing was loaded."
         if self.boot is None:
             raise LguestError("There is no kernel in this Guest's memory yet.")
         self.wire.start()

@@ -64,7 +64,8 @@ class Echo(Device):
         vq.add_used(chain, 0)
 
     def written(self, offset: int, data: bytes) -> None:
-        self.config = self.config[:offset] + data + self.config[offset + len(data) :]
+        old = self.modern_config
+        self.modern_config = old[:offset] + data + old[offset + len(data) :]
 
 
 class Machine:
@@ -241,10 +242,10 @@ class TestAdding:
     def test_what_does_not_fit_is_refused_by_a_sentence(self, memory: GuestMemory) -> None:
         bus, _, _ = new_bus(memory)
         device = Echo()
-        device.config = bytes(257)
+        device.modern_config = bytes(257)
         with pytest.raises(LguestError, match="257 bytes; there is room for 256"):
             bus.add(device)
-        device.config, device.virtio_id = bytes(256), 0
+        device.modern_config, device.virtio_id = bytes(256), 0
         with pytest.raises(LguestError, match="type of echo is 0"):
             bus.add(device)
         assert device.queues == [] == bus.slots
@@ -604,7 +605,7 @@ class TestInterrupts:
 
 class TestConfiguration:
     def test_it_is_read_in_any_size_and_at_any_place(self, driver: MmioDriver) -> None:
-        text = driver.device.config
+        text = driver.device.modern_config
         for size in (1, 2, 4, 8):
             for offset in range(len(text) + 8):
                 expected = int.from_bytes(text[offset : offset + size], "little")
@@ -616,13 +617,13 @@ class TestConfiguration:
         driver.write(mmio.CONFIG + 8, int.from_bytes(b"ABCDEFGH", "little"), 8)
         driver.write(mmio.CONFIG + 9, 0, 8)
         driver.write(mmio.CONFIG + 16, 0, 1)
-        assert driver.device.config == b"0B23WXYZABCDEFGH"
+        assert driver.device.modern_config == b"0B23WXYZABCDEFGH"
 
     def test_a_device_ignores_that_by_default(self, machine: Machine) -> None:
         device = machine.other.device
-        device.config = b"abcd"
+        device.modern_config = b"abcd"
         machine.other.write(mmio.CONFIG, 0)
-        assert device.config == b"abcd"
+        assert device.modern_config == b"abcd"
 
     def test_a_change_is_told_once_driver_ok_is_set_and_not_before(self, driver: MmioDriver) -> None:
         driver.negotiate()
@@ -641,9 +642,9 @@ class TestConfiguration:
         generation = driver.read(mmio.CONFIG_GENERATION)
         assert driver.read(mmio.CONFIG_GENERATION) == generation
         first = driver.read(mmio.CONFIG)
-        old, device.config = device.config, b"new and shiny..."
+        old, device.modern_config = device.modern_config, b"new and shiny..."
         assert driver.read(mmio.CONFIG) != first
-        device.config = old
+        device.modern_config = old
         driver.read(mmio.CONFIG + 4)
         assert driver.read(mmio.CONFIG_GENERATION) != generation
 

@@ -38,6 +38,7 @@ def write_all(
 # %% ../nbs/22_console.ipynb #7e6b0a50
 F_SIZE = 1 << 0  # virtio 1.2 §5.3.3
 CONFIG = struct.Struct("<HHII")  # cols, rows, max_nr_ports, emerg_wr: struct virtio_console_config
+_UNKNOWN = CONFIG.pack(0, 0, 0, 0)
 
 # %% ../nbs/22_console.ipynb #17cfe536
 class Console(Device):
@@ -48,7 +49,7 @@ class Console(Device):
         input_fd: int = 0,  # where typed bytes are read
         output_fd: int = 1,  # where the Guest's bytes are written
     ) -> None:
-        super().__init__("console", VIRTIO_ID_CONSOLE, modern_features=F_SIZE, modern_config=CONFIG.pack(0, 0, 0, 0))
+        super().__init__("console", VIRTIO_ID_CONSOLE, modern_features=F_SIZE, modern_config=_UNKNOWN)
         self.input_fd, self.output_fd = input_fd, output_fd
 
     @property
@@ -67,6 +68,11 @@ class Console(Device):
             self.modern_config = config
             if self.accepted & F_SIZE:
                 self.config_changed()
+
+    def started(self) -> None:
+        "A driver which has taken SIZE hears of the size that there is, as of a change."
+        if self.accepted & F_SIZE and self.modern_config != _UNKNOWN:
+            self.config_changed()
 
     def input(self, vq: Virtqueue) -> None:
         "Fill one of the Guest's buffers with what was typed, and interrupt. Raises `GuestError` if it is one to read."

@@ -126,6 +126,21 @@ class TestSize:
             console.resize(*size)
         assert news == [bytes.fromhex("84002b00") + bytes(8), b"\xff" * 4 + bytes(8)]
 
+    def test_a_driver_which_took_it_hears_of_the_first_size_when_it_starts(self) -> None:
+        "Linux reads the size when it changes, and not before."
+        console, news = Console(), []
+        console.config_changed = lambda: news.append(console.modern_config)
+        console.accepted = F_SIZE
+        console.started()
+        assert news == []
+        console.accepted = 0
+        console.resize(80, 24)
+        console.started()
+        assert news == []
+        console.accepted = F_SIZE
+        console.started()
+        assert news == [bytes.fromhex("50001800") + bytes(8)]
+
     def test_nobody_else_hears_of_it(self) -> None:
         console = Console()
         console.config_changed = lambda: pytest.fail("it was not asked for")

@@ -15,6 +15,7 @@ from collections import deque
 from fuzz_guest import Bytes, Watched, close, first_index, move, new_memory, pattern, write_guest
 
 from lguest_nb.block import F_VERSION_1, Block
+from lguest_nb.block_today import F_DISCARD, F_FLUSH, F_WRITE_ZEROES
 from lguest_nb.console import Console
 from lguest_nb.device import Device
 from lguest_nb.memory import GuestError
@@ -25,6 +26,7 @@ from lguest_nb.wakeup import Stopped
 
 MOST_CHAINS = 32  # served in one run
 DISK = 8 * 512
+FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 4, 8, 11, 13
 
 
 class Served:
@@ -247,6 +249,8 @@ class BlockQueue(Served):
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, self.disk, 0)
         self.device.accepted = F_VERSION_1 if self.choice & 2 else 0
+        if self.choice & 34 == 34:
+            self.device.accepted |= F_FLUSH | F_DISCARD | F_WRITE_ZEROES
 
     def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
         out, room = self.readable(image, chain), self.room(chain)
@@ -261,6 +265,15 @@ class BlockQueue(Served):
 
     def obey(self, image: bytearray, chain: Chain, kind: int, _: int, sector: int, out: bytes, into: int) -> int:
         "The status of a request for a well-behaved disk, and its effects."
+        if self.choice & 2 and kind == GET_ID:
+            if out or into != 20:
+                return 1
+            self.scatter(image, chain, str(self.file).encode().ljust(20, b"\0"))
+            return 0
+        if self.choice & 34 == 34 and kind == FLUSH:
+            return 1 if out or into else 0
+        if self.choice & 34 == 34 and kind in (DISCARD, WRITE_ZEROES):
+            return 1 if into else self.erase(out, kind)
         barrier = kind >= 1 << 31
         if kind & 0x7FFFFFFE or (barrier and self.choice & 2):
             return 2
@@ -277,6 +290,20 @@ class BlockQueue(Served):
         data = bytes(self.disk[start : start + length])
         self.scatter(image, chain, data)
         return 0 if len(data) == length else 1
+
+    def erase(self, out: bytes, kind: int) -> int:
+        "Virtio 1.2 §5.2.6.2: the status, and what is zero afterwards; a memfd can have holes."
+        if not out or len(out) % 16 or len(out) > 256 * 16:
+            return 1
+        ranges = list(struct.iter_unpack("<QII", out))
+        if any(512 * (sector + count) > DISK for sector, count, _ in ranges):
+            return 1
+        if any(flags & ~(kind == WRITE_ZEROES) for _, _, flags in ranges):
+            return 2
+        for start, length in ((512 * sector, 512 * count) for sector, count, _ in ranges if count):
+            self.disk += bytes(max(0, start + length - len(self.disk)))
+            self.disk[start : start + length] = bytes(length)
+        return 0
 
     def close(self) -> None:
         super().close()

@@ -8,6 +8,7 @@ UNICORN(int, uc_reg_read, uc *, int, void *);
 
 int hook_exceptions(struct machine *m);
 int hook_registers(struct machine *m, uint64_t end);
+void task_after_reset(struct machine *m);
 
 /* NULL and a machine, or a sentence. RAM is at 0 and mapped; from its end up to `end` is nothing but registers. */
 EXPORT const char *machine_open(
@@ -30,9 +31,13 @@ EXPORT const char *machine_open(
     m->has_code = calloc(m->pages, 1);
     const char *problem = m->has_code ? measure(m) : "There is not enough memory to note which pages hold code.";
     if (!problem && (hook_exceptions(m) || hook_registers(m, end))) problem = "Unicorn refused a hook.";
-    if (problem) machine_close(m);
-    else *result = m;
-    return problem;
+    if (problem) {
+        machine_close(m);
+        return problem;
+    }
+    task_after_reset(m);
+    *result = m;
+    return NULL;
 }
 
 EXPORT const uint64_t *machine_counts(struct machine *m) { return m->counts; }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["support"]  # fixtures for many tests
+pytest_plugins = ["support", "inside"]  # fixtures for many tests
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 

@@ -1,4 +1,8 @@
-"""The other end of COM1 of tests/long's Guest: commands to it, and what drivers do with them."""
+"""The other end of COM1 of tests/long's Guest: commands to it, and what drivers do with them.
+
+tests/conftest.py makes this a plugin of pytest, for the fixture `pc`. On this bus a malformed ring breaks its device:
+it says so, once, and nobody else notices; a reset revives it. `is_broken` holds a device to all of that.
+"""
 
 import os
 import select
@@ -7,7 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -29,16 +33,20 @@ SECTORS, DISK = 8, bytes(range(256)) * 16
 Descriptor = tuple[int, int, int, int]
 _FLAGS = (
     "-O2 -m64 -ffreestanding -fno-pic -no-pie -static -nostdlib -mno-red-zone -mgeneral-regs-only -fno-stack-protector "
-    "-fno-asynchronous-unwind-tables -Wall -Wextra -Werror -Wl,-N,-Ttext=0x100000,--build-id=none,--no-warn-rwx-segments"
+    "-fno-asynchronous-unwind-tables -Wall -Wextra -Werror -Wl,-N,-Ttext=0x100000,--build-id=none"
 )
+
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="lguest-long-")
 
 
 @cache
 def build_guest() -> Path:
     "The Guest, compiled."
-    here, folder = Path(__file__).parent, Path(tempfile.mkdtemp(prefix="lguest-long-"))
-    elf = folder / "guest.elf"
-    subprocess.run(["gcc", *_FLAGS.split(), "-o", elf, here / "long/start.S", here / "long/guest.c"], check=True)
+    here, elf = Path(__file__).parent, Path(_FOLDER.name, "guest.elf")
+    sources = here / "long/start.S", here / "long/guest.c"
+    made = subprocess.run(["gcc", *_FLAGS.split(), "-o", elf, *sources], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr  # where it may be that nobody likes memory which is writable and code
     return elf
 
 
@@ -183,9 +191,7 @@ class Inside:
     def offer(self, slot: int, *each: Descriptor, queue: int = 0, heads: Sequence[int] = (0,), idx: int = 1) -> None:
         "Put descriptors into the ring, make some available, and kick."
         ring = ring_of(slot, queue)
-        self.ask(
-            *descriptors(ring.desc, *each), *available(ring, *heads, idx=idx), f"kick {slot:x} {queue:x}"
-        )
+        self.ask(*descriptors(ring.desc, *each), *available(ring, *heads, idx=idx), f"kick {slot:x} {queue:x}")
 
     def answer(self, slot: int, queue: int = 0, idx: int = 1) -> tuple[int, int, int]:
         "What it gets back, once there is so much."
@@ -230,3 +236,47 @@ class Inside:
     def serves(self, slot: int) -> None:
         "From reset, one request."
         (self.rng_serves, self.console_serves, self.disk_serves, self.card_serves)[slot]()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Inside]]:
+    running: list[Inside] = []
+    yield running
+    for one in running:
+        one.close()
+
+
+@pytest.fixture
+def pc(shared: list[Inside], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inside]:
+    "A Guest, which many tests use one after another; the same process must still be there after each."
+    if not shared or shared[-1].process.poll() is not None:
+        shared.append(Inside(tmp_path_factory.mktemp("pc")))
+    guest = shared[-1]
+    yield guest
+    assert guest.process.poll() is None
+    for slot in range(4):
+        guest.reset(slot)
+
+
+def all_serve_but(pc: Inside, slot: int) -> None:
+    "The other devices do their work."
+    for other in {RNG, CONSOLE, BLOCK, NET} - {slot}:
+        pc.serves(other)
+
+
+def is_broken(pc: Inside, slot: int, sentence: str) -> None:
+    "It says so once, in every way; the others serve; it touches nothing; a reset revives it."
+    used, config = pc.ask(f"wait {slot:x} 0 1")[0].split()
+    assert (pc.status(slot), int(config, 16)) == (BROKEN, 1)
+    said = pc.log.read_text().splitlines()[-1]
+    assert "is broken, until its driver resets it: " in said and sentence in said
+    assert said[-1] in ".?"
+    lines = len(pc.log.read_text().splitlines())
+    before = [pc.peek(ring_of(slot, queue).used, 64) for queue in range(QUEUES[slot])]
+    pc.ask(*[f"kick {slot:x} {queue:x} 5" for queue in range(QUEUES[slot])])
+    all_serve_but(pc, slot)
+    assert [pc.peek(ring_of(slot, queue).used, 64) for queue in range(QUEUES[slot])] == before
+    assert (pc.status(slot), pc.counts(slot)) == (BROKEN, (int(used, 16), 1))
+    assert len(pc.log.read_text().splitlines()) == lines
+    pc.reset(slot)
+    pc.serves(slot)

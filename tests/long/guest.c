@@ -206,9 +206,9 @@ static void do_wait(uint64_t *a) /* SLOT, and how many of both there must be */
     do_count(a);
 }
 
-static void do_until(uint64_t *a) /* ADDRESS MASK VALUE: spin until the 16 bits there are so */
+static void do_until(uint64_t *a) /* ADDRESS MASK VALUE: spin until memory there, or a register, is so */
 {
-    while ((load(a[0], 2) & a[1]) != a[2]) asm volatile("pause");
+    while ((load(a[0], a[0] < 0xd0000000 ? 2 : 4) & a[1]) != a[2]) asm volatile("pause");
 }
 
 static void do_call(uint64_t *a) /* ADDRESS */

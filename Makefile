@@ -1,7 +1,8 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot debian lab test lint export picture run-notebooks docs docs-serve bench bench-before fuzz classroom clean
+.PHONY: help boot debian lab test lint export picture run-notebooks docs docs-serve bench bench-before bench-debian soak
+.PHONY: fuzz classroom clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ JOBS ?= 2
 NOTEBOOK ?= nbs/99_live_desk.ipynb
 # Jupyter asks root whether that is meant; and nobody needs to know that we are here.
 LAB_OPTIONS := $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
-# How long to fuzz, and with what: there are wheels of it for Python 3.11 to 3.13 on x86-64, and no test needs it.
+# How long to fuzz or to soak, and what to fuzz with: there are wheels of it for Python 3.11 to 3.13 on x86-64, and no test needs it.
 MINUTES ?= 1
 FUZZER := atheris==3.0.0
 # A class of its own: how many students, and a Python for them, which other users must be able to run.
@@ -72,6 +73,12 @@ bench: $(VENV)/.bench ## measure start-up, rings, one ping, the Host's costs, an
 
 bench-before: $(VENV)/.run-time ## measure a ping and a flood through the Launcher before and after June 2009
 	@$(PY) tools/bench_before.py
+
+bench-debian: $(VENV)/.bench ## Debian's kernel on our Host beside QEMU's: booting, network, disks and memory
+	@$(PY) tools/bench_debian.py
+
+soak: $(VENV)/.run-time ## keep all devices of a Debian Guest busy for MINUTES=1, with everything checked
+	@$(PY) tools/soak.py --minutes $(MINUTES)
 
 fuzz: $(VENV)/.fuzz ## throw hostile rings and files at everything for MINUTES=1; finds are kept in build/fuzz
 	@$(PY) tools/fuzz.py --minutes $(MINUTES)

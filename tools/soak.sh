@@ -68,10 +68,10 @@ dmesg -n 1
 stty -echo
 strands="line disk entropy"
 [ -n "$server" ] && strands="$strands up down pings"
+echo begun
 for strand in $strands; do
     $strand &
 done
-echo begun
 while read word number; do
     [ "$word" = stop ] && break
     echo "key $number"

@@ -18,7 +18,7 @@ typedef struct cpu cpu;  /* CPUState and X86CPU, which begin at the same place a
 
 enum { PAGE = 4096 };
 enum { CODE = 1, STACK, DATA, FS, GS, LDT, TASK }; /* QEMU's order of segments: ES is 0 */
-enum { RCX = 1, R11 = 11, R15 = 15 };              /* the processor's numbers of registers */
+enum { RCX = 1, RSP = 4, R11 = 11, R15 = 15 };     /* the processor's numbers of registers */
 
 /* SegmentCache, as QEMU's target/i386/cpu.h has it; layout.c sees whether that is so. */
 struct segment {
@@ -64,7 +64,9 @@ void machine_close(struct machine *m);
 uint64_t nanoseconds(void); /* of CLOCK_MONOTONIC */
 
 /* Offsets in env, by layout.c. */
-extern struct layout { size_t registers, rip, segments, hflags, efer, star, lstar, cstar, fmask; } at;
+extern struct layout {
+    size_t registers, rip, segments, hflags, efer, star, lstar, cstar, fmask, sysenter_cs, sysenter_esp, sysenter_eip;
+} at;
 const char *measure(struct machine *m); /* NULL, or a sentence */
 #define FIELD(type, env, name) (*(type *)((char *)(env) + at.name))
 #define REGISTER(env, n) ((uint64_t *)((char *)(env) + at.registers))[n]

@@ -27,6 +27,9 @@ LAUNCHER = (sys.executable, "-c", "import sys; from lguest_nb.entry import main;
 DRIVERS = ("virtio_mmio", "virtio_blk", "virtio_console")
 SIZES = (64, 256, 2048)  # megabytes
 MITIGATIONS = ("", "mitigations=off")
+# In 64 MB this kernel has 20 for all it does, and its tracing takes nine of them before /init begins: then there are none
+# left, on any machine. There is no word which switches tracing off alone, but a kernel which is locked down does without.
+FEW, WITHOUT_TRACING = 64, "lockdown=confidentiality"
 WELL = "torture: all is well"
 PATIENCE = 180  # seconds for one boot, of which it needs ten
 
@@ -98,10 +101,8 @@ class Torture:
     ) -> tuple[bool, str]:  # was all well, and what it said
         "Once, from power-on to power-off."
         command = [*LAUNCHER, f"--block={self.disk}", f"--initrd={self.initramfs}", "--host=soft"]
-        command += [str(megabytes), str(self.kernel), *words]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        command += [str(megabytes), str(self.kernel), *words, *[WITHOUT_TRACING] * (megabytes <= FEW)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             output, _ = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:

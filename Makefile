@@ -1,8 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot debian lab test lint export picture run-notebooks docs docs-serve bench bench-before bench-debian soak
-.PHONY: fuzz classroom clean
+.PHONY: help boot debian lab test lint export picture run-notebooks docs docs-serve bench bench-before fuzz torture classroom clean bench-debian soak
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +17,8 @@ LAB_OPTIONS := $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.check_for_
 # How long to fuzz or to soak, and what to fuzz with: there are wheels of it for Python 3.11 to 3.13 on x86-64, and no test needs it.
 MINUTES ?= 1
 FUZZER := atheris==3.0.0
+# How often to boot each kind of Guest which tortures its processor.
+BOOTS ?= 20
 # A class of its own: how many students, and a Python for them, which other users must be able to run.
 STUDENTS ?= 3
 CLASSROOM := build/classroom
@@ -82,6 +83,9 @@ soak: $(VENV)/.run-time ## keep all devices of a Debian Guest busy for MINUTES=1
 
 fuzz: $(VENV)/.fuzz ## throw hostile rings and files at everything for MINUTES=1; finds are kept in build/fuzz
 	@$(PY) tools/fuzz.py --minutes $(MINUTES)
+
+torture: $(VENV)/.dev ## boot Debian's kernel with a hard test of the processor, BOOTS=20 times of six kinds; logs are in build/torture
+	@$(PY) tools/torture.py --boots $(BOOTS)
 
 classroom: $(CLASSROOM)/.ready ## a JupyterHub, STUDENTS=3 at once, a Guest for each: measured, and cleared away
 	@$(CLASSROOM)/venv/bin/python tools/classroom.py --students $(STUDENTS)

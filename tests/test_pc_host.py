@@ -204,16 +204,121 @@ behind:
 KERNEL_FLAGS = 0x3  # of 0x203, FMASK takes the interrupt flag
 
 
-@pytest.mark.parametrize(("selector", "entry"), [(0x33, 64), (0x23, 32)], ids=["64 bits", "32 bits"])
-def test_syscall_enters_the_kernel(selector: int, entry: int) -> None:
-    program = f"CS = {selector}\n{FROM_USER}"
+def test_syscall_enters_the_kernel() -> None:
+    program = f"CS = 0x33\n{FROM_USER}"
     with processor(program) as (cpu, _):
         assert cpu.run() == "halted"
-        assert cpu.get(u.RBX) == entry
+        assert cpu.get(u.RBX) == 64
         assert cpu.get(u.RCX) == PROGRAM + len(assemble(program))
         assert cpu.get(u.R11) == 0x203
         assert (cpu.get(u.CS), cpu.get(u.SS), cpu.get(u.EFLAGS)) == (0x10, 0x18, KERNEL_FLAGS)
         assert cpu.counts[256] == 1
+
+
+# A program at level 3. Its task is at 0x3000, the stack for level 0 ends at 0x8000, and port 0x99 alone is permitted.
+LEVEL_3 = """
+    table
+    gate 1, handler
+    gate 6, handler
+    gate 13, handler
+    mov $0x538, %edi            # the entry behind those of the table: a task at 0x3000, of 0x88 bytes
+    movl $0x30000088, (%rdi)
+    movl $0x8900, 4(%rdi)
+    movq $0, 8(%rdi)
+    lgdt 7f(%rip)
+    jmp 6f
+7:  .word 0x47
+    .quad 0x500
+6:  movq $0x8000, 0x3004
+    movw $0x68, 0x3066
+    mov $-1, %rax
+    mov %rax, 0x3068
+    mov %rax, 0x3070
+    mov %rax, 0x3078
+    movw $0xffff, 0x3080
+    movb $0xfd, 0x307b          # 0x68 + 0x99 / 8: bit 1
+    mov $0x38, %eax
+    ltr %ax
+    msr 0x174, 0x10, 0          # SYSENTER: CS, ESP and EIP
+    msr 0x175, 0x7000, 0
+    msr 0x176, entered, 0
+    efer 1
+    msr 0xc0000081, 0, 0x00230010
+    msr 0xc0000083, entered, 0
+    pushq $0x2b
+    pushq $0x8800
+    pushq $FLAGS
+    pushq $CS
+    lea user(%rip), %rax
+    push %rax
+    iretq
+handler:
+    pop %rbx                    # the error code, or where it was
+    mov $77, %r12d
+    hlt
+entered:
+    mov $88, %r12d
+    hlt
+user:
+"""
+
+
+@contextmanager
+def level_3(what: str, selector: int = 0x33, flags: int = 0x202, bus: Written | None = None) -> Iterator[SoftPcHost]:
+    "A Guest whose program at level 3 has done `what`."
+    with pc(f"CS = {selector}; FLAGS = {flags}\n{LEVEL_3}\n{what}", bus) as (host, _):
+        assert "interrupts off" in host.run().reason
+        yield host
+
+
+@pytest.mark.parametrize("what", ["out %al, $0x98", "in $0x9a, %al", "out %ax, $0x99", "in $0x98, %eax"])
+def test_a_program_may_not_use_ports(what: str) -> None:
+    bus = Written()
+    with level_3(what, bus=bus) as host:
+        assert (register(host, u.R12), register(host, u.RBX)) == (77, 0)
+        assert not bus.reads and not bus.writes
+
+
+@pytest.mark.parametrize(
+    ("what", "flags"), [("out %al, $0x99", 0x202), ("out %al, $0x98", 0x3202)], ids=["map", "level of the flags"]
+)
+def test_a_program_may_use_ports_which_are_permitted(what: str, flags: int) -> None:
+    bus = Written()
+    with level_3(f"{what}; cli; hlt", flags=flags, bus=bus) as host:
+        assert register(host, u.R12) == 77  # at the cli, or the hlt
+        assert len(bus.writes) == 1
+
+
+@pytest.mark.parametrize("vector", [0, 13, 0x81, 255])
+def test_the_error_code_of_int_through_a_gate_which_is_no_gate_names_the_gate(vector: int) -> None:
+    with level_3(f"int ${vector}") as host:
+        assert register(host, u.RBX) == 8 * vector + 2
+
+
+def test_int1_is_a_debug_exception_and_comes_back_behind_itself() -> None:
+    program = "table; gate 1, handler; .byte 0xf1; inc %ebx; hlt; handler: mov $4, %ebx; iretq"
+    with processor(program) as (cpu, _):
+        assert cpu.run() == "halted"
+        assert (cpu.get(u.RBX), cpu.counts[1], cpu.counts[6]) == (5, 1, 0)
+
+
+@pytest.mark.parametrize("selector", [0x33, 0x23], ids=["64 bits", "32 bits"])
+def test_sysenter_enters_the_kernel(selector: int) -> None:
+    with level_3("sysenter", selector) as host:
+        assert (register(host, u.R12), register(host, u.RSP)) == (88, 0x7000)
+        assert (register(host, u.CS), register(host, u.SS)) == (0x10, 0x18)
+
+
+def test_sysenter_without_a_segment_is_refused() -> None:
+    program = "table; gate 13, handler; sysenter; hlt; handler: pop %rbx; mov $77, %r12d; hlt"
+    with processor(program) as (cpu, _):
+        assert cpu.run() == "halted"
+        assert (cpu.get(u.RBX), cpu.get(u.R12)) == (0, 77)
+
+
+def test_syscall_in_32_bits_is_no_instruction_for_a_processor_of_intel_s() -> None:
+    with level_3("syscall", 0x23) as host:
+        assert register(host, u.R12) == 77
 
 
 def test_stock_unicorn_steps_over_syscall() -> None:

@@ -3,11 +3,13 @@
  */
 #include "interpose.h"
 
-enum { HF_CPL = 3, HF_PE = 1 << 7, HF_IOPL = 12, HF_VM = 1 << 17 }; /* hflags */
-enum { PRESENT = 1 << 15, KIND = 8, AVAILABLE_TASK = 9 };           /* a segment's flags */
+enum { HF_CPL = 3, HF_PE = 1 << 7 };                      /* hflags */
+enum { FL_IOPL = 12, FL_VM = 1 << 17 };                   /* EFLAGS; the first is two bits' place */
+enum { PRESENT = 1 << 15, KIND = 8, AVAILABLE_TASK = 9 }; /* a segment's flags */
 enum { MAP_AT = 0x66, AS_KERNEL = 2, GENERAL_PROTECTION = 13 };
 
 UNICORN(uint32_t, cpu_lduw_mmuidx_ra_x86_64, env *, uint64_t, int, uintptr_t);
+UNICORN(uint64_t, helper_read_eflags_x86_64, env *);
 UNICORN(void, raise_exception_err_ra_x86_64, env *, int vector, int error, uintptr_t retaddr);
 
 static bool mapped(env *e, uint32_t port, int size, uintptr_t retaddr)
@@ -24,9 +26,11 @@ static void check(uc *u, uint32_t port, int size, uintptr_t retaddr)
 {
     struct machine *m = machine_of(u);
     if (!m) return;
-    uint32_t mode = FIELD(uint32_t, m->env, hflags);
-    bool asks = mode & HF_PE && (mode & HF_VM || (mode & HF_CPL) > (mode >> HF_IOPL & 3));
-    if (asks && !mapped(m->env, port, size, retaddr)) /* does not return */
+    uint32_t mode = FIELD(uint32_t, m->env, hflags), flags;
+    if (!(mode & HF_PE) || !(mode & HF_CPL)) return;
+    flags = unicorn_helper_read_eflags_x86_64(m->env);
+    if (!(flags & FL_VM) && (mode & HF_CPL) <= (flags >> FL_IOPL & 3)) return;
+    if (!mapped(m->env, port, size, retaddr)) /* does not return */
         unicorn_raise_exception_err_ra_x86_64(m->env, GENERAL_PROTECTION, 0, retaddr);
 }
 

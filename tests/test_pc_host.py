@@ -561,6 +561,16 @@ def test_a_port_is_read_and_written_in_the_size_the_guest_uses(size: int, name: 
         assert register(host, u.RAX) == expected
 
 
+def test_a_wide_access_which_begins_at_another_chip_s_port_reaches_ours_with_its_second_byte() -> None:
+    bus = Written(value=0xAA)
+    program = "mov $0x0355, %ax; out %ax, $0x60; xor %eax, %eax; in $0x60, %ax; cli; hlt"
+    with pc(program, bus) as (host, _):
+        host.run()
+        assert bus.writes == [("port", 0x60, 1, 0x55)]
+        assert bus.reads == [("port", 0x60, 1)]
+        assert register(host, u.RAX) & 0x3FF == 0x3AA  # of port 0x61, what was written: the gate and the speaker
+
+
 @pytest.mark.parametrize(("size", "name"), [(1, "al"), (2, "ax"), (4, "eax")])
 def test_a_register_in_memory_is_read_and_written_in_the_size_the_guest_uses(size: int, name: str) -> None:
     bus = Written(value=0x55667788)
@@ -857,7 +867,7 @@ def test_a_host_which_was_not_started_says_so() -> None:
 
 def test_more_memory_than_fits_below_the_registers_is_refused_with_a_sentence() -> None:
     memory = GuestMemory(NOT_RAM + 4096, 0)
-    with pytest.raises(HostError, match="can have 3328 MB of memory at most, not 3328 MB"):
+    with pytest.raises(HostError, match="can have 3328 MB of memory at most, not 3329 MB"):
         SoftPcHost().start(memory, small_pc("hlt")[1], Written())
     memory.close()
 

@@ -9,12 +9,14 @@ __all__ = ['LINES', 'Interrupts', 'Inside', 'Answering', 'Verbs', 'SoftPcHost']
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from ...host import Ending, HostError
 from ...memory import GuestMemory
 from ...pc.pic import PicPair
 from ...pc.pit import Pit
+from ...pc.ports import AddressDecoder, ByteChip
 from ...today import LongBoot, RegisterBus, Space
 from .cpu import INTERRUPTS_ON, Gone, LongCpu
 from ..soft import unicorn as u
@@ -100,6 +102,13 @@ class Inside(Interrupts):
             self._departures += 1
             self._changed.notify_all()
 
+    def standing(self) -> tuple[LongCpu, RegisterBus]:
+        "It has left, because it asks the Bus for something; `_enter` is to be called afterwards."
+        cpu, bus = self._cpu, self._bus
+        assert cpu is not None and bus is not None
+        self._leave()
+        return cpu, bus
+
     def wrote(self, ranges: Sequence[tuple[int, int]]) -> None:
         "Devices changed these bytes: on return no instruction from before can run. Any thread."
         cpu = self._cpu
@@ -122,46 +131,57 @@ class Inside(Interrupts):
             self.fence_everywhere()
 
 # %% ../../../nbs/79_pc_host.ipynb #46de6fc1
-_PIC_PORTS = {port for first, last in PicPair.PORTS for port in range(first, last + 1)}
-_PIT_PORTS = {port for first, last in Pit.PORTS for port in range(first, last + 1)}
-_OWN_PORTS = _PIC_PORTS | _PIT_PORTS
+class _Board:
+    "All that isn't ours: asked while the processor stands outside, where it counts as having left."
+
+    def __init__(self, inside: Inside) -> None:
+        self._inside = inside
+
+    def read(self, space: Space, address: int, size: int) -> int:
+        cpu, bus = self._inside.standing()
+        try:
+            return bus.read(space, address, size)
+        finally:
+            self._inside._enter(cpu)
+
+    def write(self, space: Space, address: int, size: int, value: int) -> None:
+        cpu, bus = self._inside.standing()
+        try:
+            bus.write(space, address, size, value)
+        finally:
+            self._inside._enter(cpu)
+
+
+class _Own:
+    "A chip of ours, and what is to be done once a byte has been written to it."
+
+    def __init__(self, chip: ByteChip, lock: AbstractContextManager[object], written: Callable[[], None]) -> None:
+        self.read_port = chip.read_port
+        self._write, self._lock, self._written = chip.write_port, lock, written
+
+    def write_port(self, port: int, value: int) -> None:
+        with self._lock:
+            self._write(port, value)
+            self._written()
 
 
 class Answering(Inside):
     "Who answers the Guest's loads, stores, INs and OUTs."
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._board = _Board(self)
+        self._ports = AddressDecoder(beyond=self._board)
+        controller, timer = _Own(self._pic, self._lock, self._look), _Own(self._pit, nullcontext(), self._arm)
+        for chip, ports in ((controller, PicPair.PORTS), (timer, Pit.PORTS)):
+            for first, last in ports:
+                self._ports.claim_bytes(first, last, chip)
+
     def _read(self, space: Space, address: int, size: int) -> int:
-        if space == "port" and address in _OWN_PORTS:
-            chip = self._pic if address in _PIC_PORTS else self._pit
-            low = chip.read_port(address)
-            return low if size == 1 else low | self._read(space, address + 1, size - 1) << 8
-        cpu, bus = self._cpu, self._bus
-        assert cpu is not None and bus is not None
-        self._leave()
-        try:
-            return bus.read(space, address, size)
-        finally:
-            self._enter(cpu)
+        return (self._ports if space == "port" else self._board).read(space, address, size)
 
     def _write(self, space: Space, address: int, size: int, value: int) -> None:
-        if space == "port" and address in _OWN_PORTS:
-            if address in _PIC_PORTS:
-                with self._lock:
-                    self._pic.write_port(address, value & 0xFF)
-                    self._look()
-            else:
-                self._pit.write_port(address, value & 0xFF)
-                self._arm()
-            if size > 1:
-                self._write(space, address + 1, size - 1, value >> 8)
-            return
-        cpu, bus = self._cpu, self._bus
-        assert cpu is not None and bus is not None
-        self._leave()
-        try:
-            bus.write(space, address, size, value)
-        finally:
-            self._enter(cpu)
+        (self._ports if space == "port" else self._board).write(space, address, size, value)
 
 # %% ../../../nbs/79_pc_host.ipynb #8acd14b8
 _MOST = 0xD000_0000  # where the registers of virtio-mmio begin, and RAM has to end
@@ -181,7 +201,7 @@ class Verbs(Answering):
         if self._cpu is not None:
             raise HostError("This Host has been started already; a second Guest needs a second Host.")
         if memory.limit > _MOST:
-            most, asked = _MOST >> 20, memory.limit >> 20
+            most, asked = _MOST >> 20, -(-memory.limit >> 20)  # rounded up, so that it is more
             raise HostError(f"A Guest of today can have {most} MB of memory at most, not {asked} MB.")
         cpu = LongCpu(memory.map, memory.limit, self._read, self._write, self._acknowledge)
         try:

@@ -2,9 +2,11 @@
 #include "torture.h"
 #include <asm/ldt.h>
 #include <asm/prctl.h>
+#include <elf.h>
 #include <pthread.h>
 #include <sys/auxv.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
 /* Six registers which a call of the kernel leaves alone, and two which it doesn't. */
@@ -202,8 +204,50 @@ static void compatible(void)
     signal(SIGILL, SIG_DFL);
 }
 
+/* A program of 32 bits: it asks for its number a thousand times, by int $0x80 and by the way the kernel recommends, which is
+ * SYSENTER or SYSCALL, in a page whose address the kernel hands over (AT_SYSINFO, 32). It ends with 42 if they agree. */
+static void recommended(void)
+{
+    enum { AT = 0x400000 };
+    static const unsigned char program[] = {
+        0x89, 0xe6, 0xad,                         /*     mov %esp, %esi; lodsl */
+        0xad, 0x85, 0xc0, 0x75, 0xfb,             /* 1:  lodsl; test %eax, %eax; jnz 1b     arguments */
+        0xad, 0x85, 0xc0, 0x75, 0xfb,             /* 2:  lodsl; test %eax, %eax; jnz 2b     environment */
+        0xad, 0x89, 0xc2, 0xad,                   /* 3:  lodsl; mov %eax, %edx; lodsl       what else there is */
+        0x85, 0xd2, 0x74, 0x2a,                   /*     test %edx, %edx; jz no */
+        0x83, 0xfa, 0x20, 0x75, 0xf3, 0x89, 0xc7, /*     cmp $32, %edx; jne 3b; mov %eax, %edi */
+        0xbd, 0xe8, 0x03, 0, 0,                   /*     mov $1000, %ebp */
+        0xb8, 20, 0, 0, 0, 0xcd, 0x80, 0x89, 0xc3, /* 4: mov $20, %eax; int $0x80; mov %eax, %ebx */
+        0xb8, 20, 0, 0, 0, 0xff, 0xd7,            /*     mov $20, %eax; call *%edi */
+        0x39, 0xc3, 0x75, 0x0a,                   /*     cmp %eax, %ebx; jne no */
+        0x4d, 0x75, 0xe9,                         /*     dec %ebp; jnz 4b */
+        0xbb, 42, 0, 0, 0, 0xeb, 0x05,            /*     mov $42, %ebx; jmp out */
+        0xbb, 1, 0, 0, 0,                         /* no: mov $1, %ebx */
+        0xb8, 1, 0, 0, 0, 0xcd, 0x80,             /* out: mov $1, %eax; int $0x80 */
+    };
+    struct { Elf32_Ehdr e; Elf32_Phdr p; unsigned char code[sizeof program]; } file = {
+        { { 0x7f, 'E', 'L', 'F', 1, 1, 1 }, ET_EXEC, EM_386, 1, AT + sizeof(Elf32_Ehdr) + sizeof(Elf32_Phdr),
+          sizeof(Elf32_Ehdr), 0, 0, sizeof(Elf32_Ehdr), sizeof(Elf32_Phdr), 1, 0, 0, 0 },
+        { PT_LOAD, 0, AT, AT, sizeof file, sizeof file, PF_R | PF_X, 4096 },
+    };
+    memcpy(file.code, program, sizeof program);
+    int status, fd = memfd_create("old", 0);
+    if (write(fd, &file, sizeof file) != sizeof file) return verdict("a program of 32 bits", 0, 1);
+    pid_t child = fork();
+    if (!child) {
+        char *none[] = { NULL };
+        fexecve(fd, none, none);
+        _exit(99); /* a kernel which was built without */
+    }
+    close(fd);
+    waitpid(child, &status, 0);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 99) return;
+    verdict("a program of 32 bits, and the way into the kernel which that recommends", status, 42 << 8);
+}
+
 void system_calls(void)
 {
+    recommended();
     registers();
     gs();
     clocks();

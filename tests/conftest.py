@@ -2,12 +2,18 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
+from lguest_nb.host import HostError
+from lguest_nb.hosts.soft.unicorn import library
+
 pytest_plugins = ["support", "inside"]  # fixtures for many tests
+with suppress(HostError):  # there is none, and whoever cannot do without it says so
+    library()  # with the C which has to be there before it: `importorskip("unicorn")` would load it alone
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 

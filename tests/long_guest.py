@@ -77,7 +77,7 @@ def entries(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}Q", *values)
 
 
-def small_pc(program: str) -> tuple[GuestMemory, LongBoot]:
+def small_pc(program: str | bytes) -> tuple[GuestMemory, LongBoot]:
     "Memory with `program` at `PROGRAM`, and how to begin there. Everything may be used at level 3."
     memory = GuestMemory(RAM, 0)
     memory.write(GDT, entries(*_SEGMENTS))
@@ -87,7 +87,7 @@ def small_pc(program: str) -> tuple[GuestMemory, LongBoot]:
     memory.write(0xC000, entries(0x200087, 1 << 63 | 0x200087))
     memory.write(0xD000, entries(*(0xC000_0000 + (n << 21) | 0x87 for n in range(512))))
     memory.write(0xE000, entries(HOLE_TABLE | 7))
-    memory.write(PROGRAM, assemble(program))
+    memory.write(PROGRAM, assemble(program) if isinstance(program, str) else program)
     return memory, LongBoot(PROGRAM, 0x10000, PAGE_TABLES, GDT, 8 * len(_SEGMENTS) - 1, STACK)
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
-
 from inside import (
     BLOCK,
     BUFFER,

@@ -12,8 +12,6 @@ import struct
 import pytest
 from support import PATIENCE
 
-pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
-
 from inside import (
     BLOCK,
     BUFFER,

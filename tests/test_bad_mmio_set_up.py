@@ -6,8 +6,6 @@ itself, as test_bad_mmio_rings.py says; the same rules are held by a fake driver
 
 import pytest
 
-pytest.importorskip("unicorn", reason="the software Host needs Unicorn")
-
 from inside import (
     BLOCK,
     BROKEN,

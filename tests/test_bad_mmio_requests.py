@@ -9,7 +9,6 @@ import struct
 from pathlib import Path
 
 import pytest
-
 from inside import (
     BLOCK,
     BUFFER,

@@ -10,8 +10,6 @@ import select
 import struct
 
 import pytest
-from support import PATIENCE
-
 from inside import (
     BLOCK,
     BUFFER,
@@ -34,6 +32,7 @@ from inside import (
     poke,
     ring_of,
 )
+from support import PATIENCE
 
 from lguest_nb.block import HEADER
 from lguest_nb.bus import mmio

@@ -5,7 +5,6 @@ itself, as test_bad_mmio_rings.py says; the same rules are held by a fake driver
 """
 
 import pytest
-
 from inside import (
     BLOCK,
     BROKEN,

@@ -1,8 +1,8 @@
 """A Guest of 64 bits attacks the processor: whatever it does, it may lose its own life by it, and nobody else's.
 
-Each attack is a program for tests/long_guest.py's small PC, with and without a table for its exceptions, in a process of
-its own: what a crash of ours costs is one test. A Guest which dies has a sentence, with the registers; one which halts
-is fine. test_soft_hostile.py is the same for a Guest of 2009.
+Each attack is a program for tests/long_guest.py's small PC, with and without a table for its exceptions, in a process
+of its own: what a crash of ours costs is one test. A Guest which dies has a sentence, with the registers; one which
+halts is fine. test_soft_hostile.py is the same for a Guest of 2009.
 """
 
 import pytest

@@ -160,10 +160,10 @@ ATTACKS = {
     ),
     "sysret to where no address is": "efer 1; movabs $0x800000000000, %rcx; mov $-1, %r11; sysretq",
     "sysret, and everything in its flags": "efer 1; mov $0x100000, %ecx; mov $-1, %r11; sysretq",
-    "sysenter": "msr 0x174, 0x10, 0; msr 0x175, 0, 0; msr 0x176, 0xd0000000, 0; sysenter",
+    "sysenter": "msr 0x174, 0x10, 0; msr 0x175, 0, 0; msr 0x176, 0xd0000000, 0; sysenter; hlt",
     "sysexit": "sysexitl",
     "interrupt return with everything in its flags": (
-        "pushq $0x18; pushq $0x8000; pushq $-1; pushq $0x10; pushq $1f; iretq; 1: hlt"
+        "pushq $0x18; pushq $0x8000; pushq $-1; pushq $0x10; pushq $1f; iretq; 1: cli; hlt"
     ),
     "interrupt return to nowhere": "pushq $0x33; pushq $0; pushq $-1; pushq $0xffff; pushq $0; iretq",
     "jump to where no address is": "movabs $0x800000000000, %rax; jmp *%rax",

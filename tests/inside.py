@@ -37,13 +37,16 @@ _FLAGS = (
 )
 
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="lguest-long-")
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    "Gone when this process ends."
+    return tempfile.TemporaryDirectory(prefix="lguest-long-")
 
 
 @cache
 def build_guest() -> Path:
     "The Guest, compiled."
-    here, elf = Path(__file__).parent, Path(_FOLDER.name, "guest.elf")
+    here, elf = Path(__file__).parent, Path(_folder().name, "guest.elf")
     sources = here / "long/start.S", here / "long/guest.c"
     made = subprocess.run(["gcc", *_FLAGS.split(), "-o", elf, *sources], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr  # where it may be that nobody likes memory which is writable and code

@@ -84,7 +84,7 @@ soak: $(VENV)/.run-time ## keep all devices of a Debian Guest busy for MINUTES=1
 fuzz: $(VENV)/.fuzz ## throw hostile rings and files at everything for MINUTES=1; finds are kept in build/fuzz
 	@$(PY) tools/fuzz.py --minutes $(MINUTES)
 
-torture: $(VENV)/.dev ## boot Debian's kernel with a hard test of the processor, BOOTS=20 times of six kinds; logs are in build/torture
+torture: $(VENV)/.dev ## a hard test of the processor under Debian's kernel: BOOTS=20 of each of six kinds
 	@$(PY) tools/torture.py --boots $(BOOTS)
 
 classroom: $(CLASSROOM)/.ready ## a JupyterHub, STUDENTS=3 at once, a Guest for each: measured, and cleared away

@@ -65,7 +65,7 @@ uint64_t nanoseconds(void); /* of CLOCK_MONOTONIC */
 
 /* Offsets in env, by layout.c. */
 extern struct layout {
-    size_t registers, rip, segments, hflags, efer, star, lstar, cstar, fmask, sysenter_cs, sysenter_esp, sysenter_eip;
+    size_t registers, rip, segments, hflags, efer, star, lstar, cstar, fmask;
 } at;
 const char *measure(struct machine *m); /* NULL, or a sentence */
 #define FIELD(type, env, name) (*(type *)((char *)(env) + at.name))

@@ -9,7 +9,6 @@
 enum { /* unicorn/x86.h */
     REG_RAX = 35, REG_RIP = 41, REG_CR0 = 50, REG_R15 = 113, REG_TR = 245, REG_MSR = 248, REG_FS_BASE = 250, REG_GS_BASE
 };
-enum { MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP };
 enum { MSR_EFER = 0xc0000080, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK };
 
 UNICORN(int, uc_reg_read, uc *, int, void *);
@@ -59,9 +58,6 @@ const char *measure(struct machine *m)
     at.lstar = find(m, "LSTAR", REG_MSR, MSR_LSTAR, 0, 0) - base;
     at.cstar = find(m, "CSTAR", REG_MSR, MSR_CSTAR, 0, 0) - base;
     at.fmask = find(m, "FMASK", REG_MSR, MSR_FMASK, 0, 0) - base;
-    at.sysenter_cs = find(m, "SYSENTER_CS", REG_MSR, MSR_SYSENTER_CS, 8, 8) - base; /* it has 16 bits */
-    at.sysenter_esp = find(m, "SYSENTER_ESP", REG_MSR, MSR_SYSENTER_ESP, 0, 0) - base;
-    at.sysenter_eip = find(m, "SYSENTER_EIP", REG_MSR, MSR_SYSENTER_EIP, 0, 0) - base;
     at.efer = find(m, "EFER", REG_MSR, MSR_EFER, 1, 1) - base;         /* by its bit SCE */
     at.hflags = find(m, "hflags", REG_CR0, 0, 8, 0x800) - base;        /* bit 11 is a copy of CR0's TS */
     size_t fs = find(m, "FS.base", REG_FS_BASE, 0, 0, 0), gs = find(m, "GS.base", REG_GS_BASE, 0, 0, 0);

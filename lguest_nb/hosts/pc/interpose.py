@@ -54,7 +54,7 @@ class Machine(Engine):
     ) -> None:
         "Raises `HostError`."
         self.c = interposer()
-        super().__init__(u.MODE_64, None)
+        super().__init__(u.MODE_64, u.CPU_X86_OPTERON_G4)
         self.failure: BaseException | None = None
         self.machine = ffi.NULL
         try:

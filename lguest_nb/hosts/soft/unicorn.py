@@ -6,12 +6,12 @@
 __all__ = ['DECLARATIONS', 'ffi', 'libc', 'TRIED', 'INTERPOSERS', 'ARCH_X86', 'MODE_32', 'MODE_64', 'PROT_READ', 'PROT_EXEC',
            'PROT_ALL', 'HOOK_INTR', 'HOOK_INSN', 'HOOK_CODE', 'HOOK_BLOCK', 'HOOK_MEM_WRITE', 'HOOK_INSN_INVALID',
            'HOOK_EDGE_GENERATED', 'CTL_UC_USE_EXITS', 'CTL_CPU_MODEL', 'CTL_TB_REMOVE_CACHE', 'CTL_TB_FLUSH',
-           'CTL_TCG_BUFFER_SIZE', 'CPU_X86_PENTIUM3', 'ERR_READ_UNMAPPED', 'ERR_WRITE_UNMAPPED', 'ERR_FETCH_UNMAPPED',
-           'ERR_WRITE_PROT', 'ERR_READ_PROT', 'ERR_FETCH_PROT', 'INS_IN', 'INS_OUT', 'EAX', 'ECX', 'EDX', 'EBX', 'ESP',
-           'EBP', 'ESI', 'EDI', 'EIP', 'EFLAGS', 'RAX', 'RCX', 'RDX', 'RBX', 'RSP', 'RBP', 'RSI', 'RDI', 'R11', 'R12',
-           'R13', 'RIP', 'ES', 'CS', 'SS', 'DS', 'FS', 'GS', 'CR0', 'CR2', 'CR3', 'CR4', 'GDTR', 'IDTR', 'TR', 'ST0',
-           'FPSW', 'FPCW', 'FPTAG', 'FIP', 'FCS', 'FDP', 'FDS', 'FOP', 'find_library', 'check_version', 'text',
-           'interposer', 'library']
+           'CTL_TCG_BUFFER_SIZE', 'CPU_X86_PENTIUM3', 'CPU_X86_OPTERON_G4', 'ERR_READ_UNMAPPED', 'ERR_WRITE_UNMAPPED',
+           'ERR_FETCH_UNMAPPED', 'ERR_WRITE_PROT', 'ERR_READ_PROT', 'ERR_FETCH_PROT', 'INS_IN', 'INS_OUT', 'EAX', 'ECX',
+           'EDX', 'EBX', 'ESP', 'EBP', 'ESI', 'EDI', 'EIP', 'EFLAGS', 'RAX', 'RCX', 'RDX', 'RBX', 'RSP', 'RBP', 'RSI',
+           'RDI', 'R11', 'R12', 'R13', 'RIP', 'ES', 'CS', 'SS', 'DS', 'FS', 'GS', 'CR0', 'CR2', 'CR3', 'CR4', 'GDTR',
+           'IDTR', 'TR', 'ST0', 'FPSW', 'FPCW', 'FPTAG', 'FIP', 'FCS', 'FDP', 'FDS', 'FOP', 'find_library',
+           'check_version', 'text', 'interposer', 'library']
 
 # %% ../../../nbs/48_unicorn.ipynb #d48edb76
 import importlib.util
@@ -144,7 +144,7 @@ PROT_READ, PROT_EXEC, PROT_ALL = 1, 4, 7
 HOOK_INTR, HOOK_INSN, HOOK_CODE, HOOK_BLOCK, HOOK_MEM_WRITE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 11
 HOOK_INSN_INVALID, HOOK_EDGE_GENERATED = 1 << 14, 1 << 15
 CTL_UC_USE_EXITS, CTL_CPU_MODEL, CTL_TB_REMOVE_CACHE, CTL_TB_FLUSH, CTL_TCG_BUFFER_SIZE = 4, 7, 9, 10, 13
-CPU_X86_PENTIUM3 = 10
+CPU_X86_PENTIUM3, CPU_X86_OPTERON_G4 = 10, 33
 ERR_READ_UNMAPPED, ERR_WRITE_UNMAPPED, ERR_FETCH_UNMAPPED = 6, 7, 8
 ERR_WRITE_PROT, ERR_READ_PROT, ERR_FETCH_PROT = 12, 13, 14
 

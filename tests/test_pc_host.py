@@ -599,6 +599,19 @@ def test_a_kick_of_the_right_value_rings_its_eventfd_and_no_other() -> None:
             os.close(fd)
 
 
+@pytest.mark.parametrize(("store", "size"), [("movb", 1), ("movw", 2)])
+def test_a_store_which_is_no_whole_register_rings_nothing(store: str, size: int) -> None:
+    bus = Written()
+    with pc(f"mov ${NOT_RAM}, %ebx; {store} $1, (%rbx); cli; hlt", bus) as (host, _):
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        host.attach_eventfd(NOT_RAM, fd, 1)
+        host.run()
+        assert bus.writes == [("memory", NOT_RAM, size, 1)]
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(fd)
+        os.close(fd)
+
+
 def test_a_doorbell_which_was_taken_off_leads_to_the_bus_again() -> None:
     bus = Written()
     with pc(f"mov ${NOT_RAM}, %ebx; movl $1, (%rbx); cli; hlt", bus) as (host, _):

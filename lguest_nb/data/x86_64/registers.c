@@ -29,7 +29,8 @@ static uint64_t on_read(uc *u, uint64_t offset, unsigned size, struct machine *m
 
 static void on_write(uc *u, uint64_t offset, unsigned size, uint64_t value, struct machine *m)
 {
-    if (!ring(m, m->io + offset, value)) m->write(MEMORY, m->io + offset, size, value);
+    bool whole = size == 4; /* a doorbell is a register of 32 bits */
+    if (!whole || !ring(m, m->io + offset, value)) m->write(MEMORY, m->io + offset, size, value);
 }
 
 static uint32_t on_in(uc *u, uint32_t port, int size, struct machine *m) { return m->read(PORT, port, size); }

@@ -5,8 +5,9 @@ import pty
 import select
 import shlex
 import signal
+import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from session import PROMPT, Session
@@ -19,6 +20,17 @@ from lguest_nb.session import HINT
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 CONTROL_C = "\x03"
+WITHOUT_OUR_C = """
+import sys
+from pathlib import Path
+
+from lguest_nb.hosts.soft import unicorn
+
+unicorn.INTERPOSERS = Path("/nonexistent")
+from lguest_nb.entry import main
+
+sys.exit(main())
+"""
 Start = Callable[..., Session]
 
 
@@ -27,9 +39,9 @@ def start() -> Iterator[Start]:
     "The command on a terminal, with a Guest which runs some commands; and how the terminal was before."
     sessions: list[Session] = []
 
-    def start(*commands: str) -> Session:
+    def start(*commands: str, program: Sequence[str] = ()) -> Session:
         "No core files, since some of these die of an abort."
-        line = [*COMMAND, "16", str(path()), *([command_line(*commands)] if commands else [])]
+        line = program or [*COMMAND, "16", str(path()), *([command_line(*commands)] if commands else [])]
         sessions.append(Session(["sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *line]))
         sessions[-1].before = termios.tcgetattr(sessions[-1].controller)
         return sessions[-1]
@@ -117,8 +129,9 @@ def test_a_signal_gives_the_terminal_back(start: Start, name: str, commands: lis
 
 
 def test_an_abort_inside_the_emulator_gives_the_terminal_back(start: Start) -> None:
-    "The one instruction which Unicorn dies of: `lock btc %eax, %eax`."
-    session = start("poke 0x900000 f00fbbc0c3", "call 0x900000")
+    "The one instruction which Unicorn dies of, `lock btc %eax, %eax`: without our C nothing keeps it from that."
+    words = ["16", str(path()), command_line("poke 0x900000 f00fbbc0c3", "call 0x900000")]
+    session = start(program=[sys.executable, "-c", WITHOUT_OUR_C, *words])
     ends(session, -signal.SIGABRT)
 
 

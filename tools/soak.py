@@ -36,6 +36,7 @@ SCRIPT = Path(__file__).with_name("soak.sh")
 DISK_MEGABYTES = 64
 STANDSTILL = 60.0  # seconds without a round of one strand; each needs a few hundredths of that
 GROWTH_MAX = 8.0  # MB which the Launcher may be bigger at the end than when it was warm
+JUDGED_AFTER = 60.0  # seconds between the two: until then translated code piles up, and says nothing
 PIECE = 1 << 16
 FROM_GUEST, TO_GUEST = 5001, 5002  # TCP ports
 ECHOES, WINDOW, ECHO_FRAME = 50, 8, 98  # pings of a round, at a time, and bytes of each
@@ -433,7 +434,9 @@ class Soak:
         )
         trend = self.samples[:: max(1, len(self.samples) // 16)]
         print("  MB at seconds:", ", ".join(f"{each.memory:.1f} at {each.at:.0f}" for each in trend))
-        if last.memory - first.memory > GROWTH_MAX:
+        if last.at - first.at < JUDGED_AFTER:
+            print(f"  That is too short to say whether its memory grows: {JUDGED_AFTER:g} s are needed.")
+        elif last.memory - first.memory > GROWTH_MAX:
             raise Wrong(f"the Launcher grew by {last.memory - first.memory:.1f} MB; {GROWTH_MAX:g} are allowed")
         if last.descriptors > first.descriptors or last.threads > first.threads:
             raise Wrong("the Launcher has more descriptors or threads than when it was warm")

@@ -4,18 +4,16 @@ A device is proved by a value that only that device could have carried. The exit
 was possible here was proved; what REQUIRE names (of net,block,rng,console) must have been possible.
 """
 
-import os
 import random
 import secrets
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from network import Network, NoNetwork, frames, make_network
-from session import PROMPT, GuestLost, Session
+from network import Network
+from session import PROMPT, Session
+from visit import NotProved, end_by_exception, network_if_possible, prove_net, required_devices, stay, verdict, visit
 
 import lguest_nb.guest
 
@@ -47,10 +45,6 @@ def command_line(
         options.append(f"--tunnet={network.host}")
         arguments.append(f"ip={network.guest}")
     return [str(LAUNCHER), *options, str(MEGABYTES), str(lguest_nb.guest.path()), *arguments]
-
-
-class NotProved(Exception):
-    "What we saw instead of the proof."
 
 
 def prove_block(session: Session, disk: Path) -> str:
@@ -85,102 +79,33 @@ def prove_rng(session: Session) -> str:
     return f"two reads of entropy differ: {first} and {second}"
 
 
-def prove_net(session: Session, network: Network) -> str:
-    "The tap device's counters move with a ping, by as many frames as there were echoes."
-    pings = random.randrange(3, 8)
-    before = frames()
-    answer = session.ask(f"ping {network.host} {pings}")
-    moved = {name: (sent - before[name][0], got - before[name][1]) for name, (sent, got) in frames().items()}
-    taps = [name for name, (sent, got) in moved.items() if sent >= pings and got >= pings]
-    if not taps:
-        raise NotProved(f"{pings} pings moved the interfaces' counters by {moved}; the Guest said {answer!r}")
-    sent, got = moved[taps[0]]
-    return f"{pings} pings moved {taps[0]} by {sent} frames from the Guest and {got} to it"
-
-
-def visit(
+def visit_tiny(
     disk: Path,
     network: Network | None,
 ) -> dict[str, bool]:  # device → was it proved
-    "Ask the Guest for each proof, print a line for each, and power it off. Raises `GuestLost`."
-    proofs: dict[str, Callable[[Session], str]] = {
-        "block": lambda session: prove_block(session, disk),
-        "console": lambda session: prove_console(session, disk),
-        "rng": prove_rng,
+    "Pay the tiny Guest a visit. Raises `GuestLost`."
+    session = Session(command_line(disk, network))
+    proofs: dict[str, Callable[[], str]] = {
+        "block": lambda: prove_block(session, disk),
+        "console": lambda: prove_console(session, disk),
+        "rng": lambda: prove_rng(session),
     }
     if network:
-        proofs["net"] = lambda session: prove_net(session, network)
-    proved = {}
-    session = Session(command_line(disk, network))
-    try:
-        session.expect(PROMPT)
-        for device, proof in proofs.items():
-            try:
-                said, proved[device] = proof(session), True
-            except NotProved as instead:
-                said, proved[device] = f"NOT PROVED: {instead}", False
-            print(f"{device}: {said}.", flush=True)
-        session.type("poweroff\r")
-        status = session.wait_for_end()
-        if status:
-            raise GuestLost(f"powered off, and the Launcher ended with status {status}")
-        print("The Guest powered off.", flush=True)
-    except GuestLost as lost:
-        raise GuestLost(f"{lost}. Its last words:\n{session.seen[-2000:]}") from None
-    finally:
-        session.close()
-    return proved
-
-
-def stay(
-    disk: Path,
-    network: Network | None,
-) -> int:  # exit status
-    "Hand the terminal to the Guest until one of you leaves."
-    print("Type `help` at the Guest's prompt; `poweroff` or ^C^C^C leaves.", flush=True)
-    # The keys are the Guest's now. A handler that does nothing is ours alone: the Launcher starts without it.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    process = subprocess.Popen(command_line(disk, network))
-    try:
-        status = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    if status == -signal.SIGINT:
-        print("\nYou left by ^C^C^C.")
-        return 0
-    return status if status >= 0 else 128 - status
+        proofs["net"] = lambda: prove_net(session, network)
+    return visit(session, PROMPT, proofs)
 
 
 def main() -> int:
-    required = os.environ.get("REQUIRE", "").replace(",", " ").split()
-    if unknown := set(required) - set(DEVICES):
-        print(f"REQUIRE names {', '.join(sorted(unknown))}; there are {', '.join(DEVICES)}.", file=sys.stderr)
-        return 2
-    network = None
-    try:
-        network = make_network()
-        print(f"net: the Host is {network.host} and the Guest {network.guest}, {network.place}.", flush=True)
-    except NoNetwork as reason:
-        print(f"net: left out, because {reason}.", flush=True)
-    # A signal that ends us ends in an exception, so that the scratch disk and the Launcher go too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    required = required_devices(DEVICES)
+    network = network_if_possible()
+    end_by_exception()
     with tempfile.TemporaryDirectory(prefix="lguest-nb-") as directory:
         disk = Path(directory) / "disk"
         make_disk(disk)
         if sys.stdin.isatty():
-            return stay(disk, network)
-        try:
-            proved = visit(disk, network)
-        except GuestLost as lost:
-            print(f"The Guest {lost}", file=sys.stderr)
-            return 1
-    missing = [device for device in required if not proved.get(device)]
-    if missing:
-        print(f"REQUIRE asks for {', '.join(missing)}, which was not proved.", file=sys.stderr)
-    return 0 if all(proved.values()) and not missing else 1
+            hint = "Type `help` at the Guest's prompt; `poweroff` or ^C^C^C leaves."
+            return stay(command_line(disk, network), hint)
+        return verdict(lambda: visit_tiny(disk, network), required)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from boot import NotProved, prove_net
-from network import Network, NoNetwork, make_network
-from session import GuestLost, Session
+from network import Network
+from session import Session
+from visit import NotProved, end_by_exception, network_if_possible, prove_net, required_devices, stay, verdict, visit
 
 from lguest_nb.debian_guest import DebianGuest, build
 from lguest_nb.memory import LguestError
@@ -83,23 +82,11 @@ def prove_rng(session: Session) -> str:
     return f"two reads of entropy from {name} differ: {first} and {second}"
 
 
-class NetSession:
-    "What `prove_net` of the tiny Guest asks, in this Guest's words."
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def ask(self, line: str) -> str:
-        "`ping HOST COUNT`."
-        _, host, count = line.split()
-        return self.session.ask(f"ping -c {count} {host}")
-
-
-def visit(
+def visit_debian(
     guest: DebianGuest,
     network: Network | None,
 ) -> dict[str, bool]:  # device → was it proved
-    "Ask the Guest for each proof, print a line for each, and power it off. Raises `GuestLost`."
+    "Pay Debian's kernel a visit. Raises `GuestLost`."
     session = Shell(command_line(guest, network))
     proofs: dict[str, Callable[[], str]] = {
         "console": lambda: prove_console(session),
@@ -107,81 +94,28 @@ def visit(
         "rng": lambda: prove_rng(session),
     }
     if network:
-        proofs["net"] = lambda: prove_net(NetSession(session), network)
-    proved = {}
-    try:
-        session.expect(PROMPT)
+        proofs["net"] = lambda: prove_net(session, network, "ping -c {count} {host}")
+
+    def greet() -> None:
         session.ask("dmesg -n 1")  # what the kernel says meanwhile would be in the answers
         print(session.ask("uname -a").strip(), flush=True)
-        for device, proof in proofs.items():
-            try:
-                said, proved[device] = proof(), True
-            except NotProved as instead:
-                said, proved[device] = f"NOT PROVED: {instead}", False
-            print(f"{device}: {said}.", flush=True)
-        session.type("poweroff\r")
-        status = session.wait_for_end()
-        if status:
-            raise GuestLost(f"powered off, and the Launcher ended with status {status}")
-        print("The Guest powered off.", flush=True)
-    except GuestLost as lost:
-        raise GuestLost(f"{lost}. Its last words:\n{session.seen[-2000:]}") from None
-    finally:
-        session.close()
-    return proved
 
-
-def stay(
-    guest: DebianGuest,
-    network: Network | None,
-) -> int:  # exit status
-    "Hand the terminal to the Guest until one of you leaves."
-    print("It takes some seconds; `poweroff` or ^C^C^C leaves.", flush=True)
-    # The keys are the Guest's now. A handler that does nothing is ours alone: the Launcher starts without it.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    process = subprocess.Popen(command_line(guest, network))
-    try:
-        status = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    if status == -signal.SIGINT:
-        print("\nYou left by ^C^C^C.")
-        return 0
-    return status if status >= 0 else 128 - status
+    return visit(session, PROMPT, proofs, greet)
 
 
 def main() -> int:
-    required = os.environ.get("REQUIRE", "").replace(",", " ").split()
-    if unknown := set(required) - set(DEVICES):
-        print(f"REQUIRE names {', '.join(sorted(unknown))}; there are {', '.join(DEVICES)}.", file=sys.stderr)
-        return 2
+    required = required_devices(DEVICES)
     try:
         with Meter(sys.stderr) as meter:
             guest = build(DIRECTORY, tell=meter)
     except LguestError as e:
         print(e, file=sys.stderr)
         return 1
-    network = None
-    try:
-        network = make_network()
-        print(f"net: the Host is {network.host} and the Guest {network.guest}, {network.place}.", flush=True)
-    except NoNetwork as reason:
-        print(f"net: left out, because {reason}.", flush=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the Launcher goes too
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    network = network_if_possible()
+    end_by_exception()
     if sys.stdin.isatty():
-        return stay(guest, network)
-    try:
-        proved = visit(guest, network)
-    except GuestLost as lost:
-        print(f"The Guest {lost}", file=sys.stderr)
-        return 1
-    missing = [device for device in required if not proved.get(device)]
-    if missing:
-        print(f"REQUIRE asks for {', '.join(missing)}, which was not proved.", file=sys.stderr)
-    return 0 if all(proved.values()) and not missing else 1
+        return stay(command_line(guest, network), "It takes some seconds; `poweroff` or ^C^C^C leaves.")
+    return verdict(lambda: visit_debian(guest, network), required)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lguest_nb.debian import Apt, fetch, unpack
-from lguest_nb.debian_guest import make_disk
+from lguest_nb.debian_guest import DebianGuest, make_disk
 from lguest_nb.initramfs import CpioWriter, in_order
 from lguest_nb.memory import LguestError
 from lguest_nb.meter import Meter, Tell, quietly
@@ -42,11 +42,8 @@ def compile_torture(
     subprocess.run(["gcc", "-O1", "-Wall", "-s", "-static", "-pthread", "-o", program, *sources, "-lm"], check=True)
 
 
-@dataclass(frozen=True)
-class Torture:
-    "The files of a Guest which tortures its processor."
-
-    directory: Path
+class Torture(DebianGuest):
+    "The same files of a Guest which tortures its processor: its initramfs has a program and three drivers."
 
     @classmethod
     def build(
@@ -78,21 +75,6 @@ class Torture:
             cpio.close()
         make_disk(guest.disk, 16)
         return guest
-
-    @property
-    def kernel(self) -> Path:
-        "A bzImage."
-        return self.directory / "vmlinuz"
-
-    @property
-    def initramfs(self) -> Path:
-        "A cpio archive: a program and three drivers."
-        return self.directory / "initramfs"
-
-    @property
-    def disk(self) -> Path:
-        "An ext4 file system, from which programs are loaded."
-        return self.directory / "disk.img"
 
     def boot(
         self,

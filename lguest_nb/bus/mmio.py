@@ -19,7 +19,7 @@ from .life import USED_BUFFER, Life
 from ..device import Device
 from ..host import Host, HostError
 from ..memory import GuestMemory, LguestError
-from ..today import Space, nothing_there
+from ..today import RAM_END, Space, nothing_there
 from ..vring import VIRTQUEUE_NUM, Virtqueue
 from ..wakeup import Doorbell
 
@@ -145,7 +145,7 @@ class Registers:
             self.line.acknowledge(self.line.reasons)
 
 # %% ../../nbs/70_mmio.ipynb #bcc52e8c
-SLOT_BASE, SLOT_STRIDE, SLOT_SIZE = 0xD0000000, 0x1000, 0x200  # Guest-physical; bytes from slot to slot, and of each
+SLOT_BASE, SLOT_STRIDE, SLOT_SIZE = RAM_END, 0x1000, 0x200  # Guest-physical; bytes from slot to slot, and of each
 SLOT_LINES = (5, 7, 10, 11, 12, 3, 6, 14, 15)  # of the interrupt controller, in the order of the slots
 
 

@@ -17,7 +17,7 @@ from ...memory import GuestMemory
 from ...pc.pic import PicPair
 from ...pc.pit import Pit
 from ...pc.ports import AddressDecoder, ByteChip
-from ...today import LongBoot, RegisterBus, Space
+from ...today import RAM_END, LongBoot, RegisterBus, Space
 from .cpu import INTERRUPTS_ON, Gone, LongCpu
 from ..soft import unicorn as u
 from ..soft.host import make_fence
@@ -184,9 +184,6 @@ class Answering(Inside):
         (self._ports if space == "port" else self._board).write(space, address, size, value)
 
 # %% ../../../nbs/79_pc_host.ipynb #8acd14b8
-_MOST = 0xD000_0000  # where the registers of virtio-mmio begin, and RAM has to end
-
-
 class Verbs(Answering):
     "The verbs of the CPU thread, and those which end it. See `lguest_nb.host.Host` for what each promises."
 
@@ -200,8 +197,8 @@ class Verbs(Answering):
         "Build the CPU, and be the thread which runs it. Raises `HostError`."
         if self._cpu is not None:
             raise HostError("This Host has been started already; a second Guest needs a second Host.")
-        if memory.limit > _MOST:
-            most, asked = _MOST >> 20, -(-memory.limit >> 20)  # rounded up, so that it is more
+        if memory.limit > RAM_END:
+            most, asked = RAM_END >> 20, -(-memory.limit >> 20)  # rounded up, so that it is more
             raise HostError(f"A Guest of today can have {most} MB of memory at most, not {asked} MB.")
         cpu = LongCpu(memory.map, memory.limit, self._read, self._write, self._acknowledge)
         try:

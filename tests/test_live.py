@@ -499,7 +499,7 @@ class TestMemoryMap:
         assert found[-1].end == (4 << 20) + 256 * 4096
         assert {"kernel", "boot", "tables", "ring", "descriptors", "none"} == {region.kind for region in found}
         ElementTree.fromstring(f"<div>{picture}</div>")
-        until(lambda: not any(t.name == "lguest neighbour" for t in threading.enumerate()))
+        assert not any(t.name == "lguest neighbour" for t in threading.enumerate())
 
     def test_a_guest_cannot_confuse_it(self, nothing_left: None) -> None:
         with Launcher(4, FakeHost()) as launcher:

@@ -553,6 +553,13 @@ class TestView:
         view._told(view, {"do": "refuse", "value": 5}, [])
         assert view.status == "Not 5."
 
+    def test_what_was_said_is_done_in_the_order_in_which_it_was_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        view, done = Plain(), []
+        monkeypatch.setattr(view, "refuse", done.append)
+        for page, at in (("a", 1), ("b", 0), ("a", 2), ("a", 0), ("b", 1), ("a", 4), ("a", 3)):
+            view._told(view, {"do": "refuse", "value": f"{page}{at}", "view": page, "at": at}, [])
+        assert done == ["b0", "a0", "a1", "a2", "b1", "a3", "a4"]
+
     def test_hello_is_answered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         view, sent = Plain(), []
         monkeypatch.setattr(view, "send", sent.append)

@@ -19,7 +19,11 @@ function render({ model, el }) {
   el.innerHTML = '<div class="controls"></div><div class="status" role="status"></div><div class="picture"></div>';
   const [controls, status, picture] = el.children;
   let alive = false;
-  const tell = (what, value) => { try { model.send({ do: what, value }); } catch { /* nobody is there */ } };
+  const view = Math.random().toString(36).slice(2);
+  let count = 0; // of what was told: it may arrive in another order
+  const tell = (what, value) => {
+    try { model.send({ do: what, value, view, at: count }); count += 1; } catch { /* nobody is there */ }
+  };
 
   const paint = () => {
     const atEnd = picture.scrollHeight - picture.scrollTop - picture.clientHeight < 8;

@@ -326,7 +326,7 @@ class Block(Device):
         return count
 
     def _preadv(self, memory: GuestMemory, segments: Sequence[Segment], offset: int) -> int:
-        if self.overlay is None:
+        if self.overlay is None or not segments:
             return os.preadv(self.fd, views(memory, segments), offset)
         here, count = self.overlay.run(offset, total(segments))  # `transfer` comes back for the rest
         return os.preadv(self.overlay.fd if here else self.fd, views(memory, split(segments, count)[0]), offset)

@@ -334,6 +334,12 @@ def test_a_modern_driver_has_no_barriers(lab: Lab, monkeypatch: pytest.MonkeyPat
 # Limits
 
 
+@pytest.mark.parametrize("how", [{}, {"read_only": True}, {"snapshot": True}], ids=["rw", "ro", "snapshot"])
+def test_reading_nothing_at_the_very_end_is_no_error(tmp_path: Path, how: dict[str, bool]) -> None:
+    with laboratory(tmp_path / "disk.img", **how) as lab:
+        assert lab.read(SIZE // SECTOR, 0) == (S_OK, 1, b"")
+
+
 @pytest.mark.parametrize("sector", [SECTORS, SECTORS + 1, 1 << 55, 1 << 63, (1 << 64) - 1])
 @pytest.mark.parametrize("kind", [0, T_OUT])
 def test_nothing_is_beyond_the_end(lab: Lab, sector: int, kind: int) -> None:

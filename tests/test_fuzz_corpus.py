@@ -11,7 +11,7 @@ import fuzz_targets
 import pytest
 from fuzz_targets import TARGETS, Target
 
-from lguest_nb import block, loading, vring
+from lguest_nb import block, block_today, loading, vring
 from lguest_nb.block import Block
 from lguest_nb.bus import life
 from lguest_nb.bus.lguest import LguestBus
@@ -88,6 +88,22 @@ MISTAKES: list[tuple[str, Owner, str, str, str]] = [  # target, where, function,
     ("block", block, "parse_request", "or not writable", ""),
     ("net", Net, "_receive", "*chain.in_views(), self.spare", "*chain.in_views()"),
     ("net", Net, "net_output", "> self.most", "> 2 * self.most"),
+    ("net", Net, "net_input", "len(chains)", "1"),
+    ("net", Net, "net_input", "vq.hold_used(chain, part)", "vq.add_used(chain, part)"),
+    ("net", Net, "net_input", "length -= part", "pass"),
+    ("net", Net, "_spill", "and room >= self.header", ""),
+    ("net", Net, "started", "merges or self.accepted & F_VERSION_1", "merges"),
+    ("net", Virtqueue, "hold_used", "self.pending_used += 1", "pass"),
+    ("net", Virtqueue, "hold_used", "self.wrote(chain.writable)", "pass"),
+    ("disk", Block, "_write", "if self.writethrough:", "if False:"),
+    ("disk", Block, "_erase", "if self.writethrough:", "if False:"),
+    ("disk", Block, "_obey_today", "if not name:", "if False:"),
+    ("disk", Block, "_erase", "today.UNMAP if zeroes else 0", "today.UNMAP"),
+    ("disk", Block, "_erase", "self.overlay.wrote(offset, length)", "pass"),
+    ("disk", Block, "_preadv", "or not segments", ""),
+    ("disk", block_today, "parse_ranges", "size - r.offset", "size"),
+    ("disk", block_today, "config_after", "data[at] != 0", "data[0] != 0"),
+    ("disk", block_today, "writethrough", "config[WRITEBACK] if accepted & F_CONFIG_WCE else", ""),
     ("rng", Rng, "rng_input", "count += given", "count = given"),
     ("rng", Virtqueue, "take", "<= self.num", "<= self.num + 1"),
     ("rng", Virtqueue, "take", ">= self.num", "> self.num"),

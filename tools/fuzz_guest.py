@@ -181,12 +181,15 @@ class Watched(Virtqueue):
         self.wakeup = self.sleepless = Sleepless()
         self.sleepless.before = self._falls_asleep
         self.gave_back = gave_back
+        self.greedy = False  # may a device take another chain before it has given one back?
+        self.filling: Callable[[Chain], None]  # is told of that
         self.interrupt, self.wrote = self._interrupted, self._wrote
         self.place(RING)
 
     def begin(self, start: int, image: bytearray) -> None:
         "As if `start` chains had gone round, with memory as `image`."
-        self.image, self.outstanding = image, None
+        self.image = image
+        self.outstanding: list[Chain] = []  # taken, and not given back
         self.memory.map[:] = bytes(image)
         self.place(RING)
         self.last_avail = self.used_idx = self.start = start
@@ -234,7 +237,7 @@ class Watched(Virtqueue):
         return buffers and (head, *buffers)
 
     def take(self) -> Chain:
-        assert self.outstanding is None, "a second chain was taken before the first was given back"
+        assert self.greedy or not self.outstanding, "a second chain was taken before the first was given back"
         self._flags()
         self._compare()
         expected = self._expected()
@@ -244,24 +247,34 @@ class Watched(Virtqueue):
             assert expected is None, f"refused {expected}: {e}"
             raise
         assert (chain.head, chain.readable, chain.writable) == expected
-        self.outstanding = chain
+        self.outstanding.append(chain)
         self.taken += 1
+        if len(self.outstanding) > 1:
+            self.filling(chain)
         return chain
 
     def add_used(self, chain: Chain, length: int) -> None:
-        assert chain is self.outstanding, "a chain was given back which was not taken"
-        self.outstanding = None
+        self._entered(chain, length, partial(super().add_used, chain, length))
+        assert not self.outstanding, "the Guest can see one of several which belong together"
+        struct.pack_into("<H", self.image, RING.used + 2, self.start + self.given & 0xFFFF)
+        self._compare()
+
+    def hold_used(self, chain: Chain, length: int) -> None:
+        self._entered(chain, length, partial(super().hold_used, chain, length))
+        self._compare()
+
+    def _entered(self, chain: Chain, length: int, enter: Callable[[], None]) -> None:
+        "`enter` puts it into the used ring, where the index alone says that it is there."
+        assert self.outstanding and chain is self.outstanding.pop(0), "not the chain which was due to be given back"
         self.gave_back(self.image, chain, length)
         self._compare()
         self.reported = []
         slot = (self.start + self.given) % NUM
         self.given += 1
         self.untold += 1
-        super().add_used(chain, length)
+        enter()
         assert self.reported == chain.writable, "the Host was not told of what was written"
         struct.pack_into("<II", self.image, RING.used + 4 + 8 * slot, chain.head, length)
-        struct.pack_into("<H", self.image, RING.used + 2, self.start + self.given & 0xFFFF)
-        self._compare()
 
     def _wrote(self, ranges: Sequence[tuple[int, int]]) -> None:
         self.reported += ranges
@@ -298,12 +311,11 @@ class Watched(Virtqueue):
 
     def ended(self, stopped: bool) -> None:
         "The service function is gone. A stop may leave a chain half done; a refusal leaves it as it was."
-        if self.outstanding is not None and stopped:
-            for a, n in self.outstanding.writable:
-                self.image[a : a + n] = self.memory.u8[a : a + n]
+        for a, n in [segment for chain in self.outstanding if stopped for segment in chain.writable]:
+            self.image[a : a + n] = self.memory.u8[a : a + n]
         self._flags()
         self._compare()
-        assert self.taken - self.given == (self.outstanding is not None)
+        assert self.taken - self.given == len(self.outstanding)
 
 
 def move(source: Bytes, vq: Watched) -> bool:

@@ -4,6 +4,7 @@ What comes out is `GuestError` or `Stopped`; every byte of memory and of the dis
 """
 
 import array
+import errno
 import fcntl
 import os
 import select
@@ -12,7 +13,7 @@ import struct
 import termios
 from collections import deque
 
-from fuzz_guest import Bytes, Watched, close, first_index, move, new_memory, pattern, write_guest
+from fuzz_guest import NUM, Bytes, Watched, close, first_index, move, new_memory, pattern, write_guest
 
 from lguest_nb.block import F_VERSION_1, Block
 from lguest_nb.block_today import F_DISCARD, F_FLUSH, F_WRITE_ZEROES
@@ -20,6 +21,7 @@ from lguest_nb.console import Console
 from lguest_nb.device import Device
 from lguest_nb.memory import GuestError
 from lguest_nb.net import Net
+from lguest_nb.net_today import F_MRG_RXBUF
 from lguest_nb.rng import Rng
 from lguest_nb.vring import Chain, full_barrier
 from lguest_nb.wakeup import Stopped
@@ -52,23 +54,28 @@ class Served:
         "The device waits for `fd`: make it ready, or return False."
         raise NotImplementedError
 
+    def guest(self, start: int) -> bytearray:
+        "What is in memory before the device looks at it for the first time."
+        return write_guest(self.source, start)
+
     def moves(self) -> bool:
         return move(self.source, self.vq)
 
     def __call__(self, data: bytes) -> None:
         self.source = Bytes(data)
         self.choice = self.source.number(1)
+        self.vq.event_idx = bool(self.choice & 64)
         self.begin()
         self.vq.fence = self.moves if self.choice & 4 else full_barrier  # where a Guest may be quicker than us
         self.vq.indirect, self.vq.notify_on_empty = not self.choice & 8, not self.choice & 16
         start = first_index(self.source.number(1))
-        self.vq.begin(start, write_guest(self.source, start))
+        self.vq.begin(start, self.guest(start))
         services = self.device.services
         service = services[self.choice % len(services)]
         try:
             while self.vq.taken < MOST_CHAINS:
                 service(self.vq)
-            assert self.vq.outstanding is None, "a service function returned and kept its chain"
+            assert not self.vq.outstanding, "a service function returned and kept its chain"
         except GuestError as e:
             self.vq.ended(stopped=False)
             assert str(e).endswith(("?", ".")), f"{e!r} is not a sentence"
@@ -80,6 +87,10 @@ class Served:
 
     def room(self, chain: Chain) -> int:
         return sum(n for _, n in chain.writable)
+
+    def bytes_of(self, chain: Chain) -> list[int]:
+        "The addresses of the first bytes which are to be written."
+        return [a + i for a, n in chain.writable for i in range(min(n, 16))][:16]
 
     def scatter(self, image: bytearray, chain: Chain, data: bytes) -> None:
         "Fill the writable buffers in their order, as far as `data` goes."
@@ -190,45 +201,86 @@ class EventRing(RngQueue):
 
 
 class NetQueues(Served):
-    "Queue 0 gets packets, queue 1 sends them; a pair of sockets is the tap."
+    "Queue 0 gets packets, queue 1 sends them; a pair of sockets is the tap. Virtio 1.2 §5.1.6."
 
     def make(self) -> Device:
         tap, self.peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.peer.setblocking(False)
         card = Net(tap.detach())
         card.reader.readv = self.read  # type: ignore[method-assign]
+        self.read_at_once, card.read_now = card.read_now, self.read_now  # type: ignore[method-assign]
         return card
-
-    def read(self, views: list[memoryview]) -> int:
-        "Where the thread would sleep in a read."
-        self.vq.wakeup.sleep_on(self.device.tap)
-        return os.readv(self.device.tap, views)
 
     def begin(self) -> None:
         for fd in (self.peer.fileno(), self.device.tap):
             while select.select([fd], [], [], 0)[0]:
                 os.read(fd, 1)
         self.packets: deque[bytes] = deque()
+        merges = F_MRG_RXBUF if self.choice & 32 else 0
+        self.device.accepted = (F_VERSION_1 if self.choice & 2 else 0) | merges
+        self.device.started()
+        self.header = 12 if self.device.accepted else 10
+        self.vq.greedy, self.vq.filling = merges and self.choice % 2 == 0, self.fill
+
+    def read(self, views: list[memoryview]) -> int:
+        "Where the thread would sleep in a read."
+        self.vq.wakeup.sleep_on(self.device.tap)
+        if sum(map(len, views)) < self.header:  # a tap has no patience with that
+            self.packets[0] = b""
+            self.arrived(len(os.read(self.device.tap, 1)))
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return self.arrived(os.readv(self.device.tap, views))
+
+    def read_now(self, views: list[memoryview]) -> int | None:
+        length = self.read_at_once(views)
+        return length if length is None else self.arrived(length)
+
+    def arrived(self, length: int) -> int:
+        "The device has read a packet into its only chain, and keeps what did not fit."
+        self.packet, self.filled, self.buffers = self.packets.popleft(), 0, 0
+        (chain,) = self.vq.outstanding
+        self.fill(chain)
+        return length
+
+    def fill(self, chain: Chain) -> None:
+        "The packet goes on at the beginning of `chain`: each is full before the next is begun."
+        if not chain.readable:
+            self.scatter(self.vq.image, chain, self.packet[self.filled :])
+            self.filled += self.room(chain)
 
     def feed(self, fd: int) -> bool:
         for _ in range(1 + self.source.number(1) % 2):
             if length := self.source.number(2) % 3000:
-                self.packets.append(pattern(length, length))
+                self.packets.append(pattern(length, length + (12 if self.header == 12 else 0)))
                 self.peer.send(self.packets[-1])
         return bool(self.packets)
 
     def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
         if self.choice % 2 == 0:
             assert not chain.readable
-            packet, room = self.packets.popleft(), self.room(chain)
-            assert length == (len(packet) if len(packet) <= room else 0)
-            self.scatter(image, chain, packet)
+            self.was_given(image, chain, length)
             return
         packet = self.readable(image, chain)
         assert not chain.writable and length == 0
-        sent = [packet] if 0 < len(packet) <= 10 + 65550 else []
+        sent = [packet] if 0 < len(packet) <= self.header + 65550 else []
         assert [self.peer.recv(1 << 17) for _ in range(len(sent))] == sent
         assert not select.select([self.peer], [], [], 0)[0], "a packet was sent which should not have been"
+
+    def was_given(self, image: bytearray, chain: Chain, length: int) -> None:
+        "The whole packet, in one chain after the other, and the first says in how many; or nothing of it in any."
+        if not self.buffers:
+            chains = [chain, *self.vq.outstanding]
+            self.buffers, self.left = len(chains), len(self.packet)
+            if self.filled < self.left:
+                self.left = 0
+                tried = not self.vq.greedy or self.room(chain) < self.header
+                assert tried or sum(len(each.writable) or 1 for each in chains) >= NUM, "it might have fitted"
+            if self.left and self.header == 12:
+                count = zip(self.bytes_of(chain)[10:12], struct.pack("<H", self.buffers), strict=True)
+                for address, byte in count:
+                    image[address] = byte
+        assert length == min(self.left, self.room(chain))
+        self.left -= length
 
     def close(self) -> None:
         super().close()
@@ -237,6 +289,8 @@ class NetQueues(Served):
 
 class BlockQueue(Served):
     "A disk of eight sectors, and a model of what a request does to it. Virtio 1.2 §5.2.6."
+
+    read_only = False
 
     def make(self) -> Device:
         self.file = os.memfd_create("disk")
@@ -248,9 +302,11 @@ class BlockQueue(Served):
         self.disk = bytearray(pattern(1, size))
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, self.disk, 0)
-        self.device.accepted = F_VERSION_1 if self.choice & 2 else 0
+        self.accepted = F_VERSION_1 if self.choice & 2 else 0
         if self.choice & 34 == 34:
-            self.device.accepted |= F_FLUSH | F_DISCARD | F_WRITE_ZEROES
+            self.accepted |= F_FLUSH | F_DISCARD | F_WRITE_ZEROES
+        self.device.accepted = self.accepted
+        self.device.started()
 
     def gave_back(self, image: bytearray, chain: Chain, length: int) -> None:
         out, room = self.readable(image, chain), self.room(chain)
@@ -261,28 +317,34 @@ class BlockQueue(Served):
             address, last = chain.writable[-1]
             image[address + last - 1] = status
             assert length == (room if status == 0 else 1)
+        self.look()
+
+    def look(self) -> None:
+        "Is everything on the disk which should be, and nothing else?"
         assert os.pread(self.file, 2 * DISK, 0) == self.disk
 
     def obey(self, image: bytearray, chain: Chain, kind: int, _: int, sector: int, out: bytes, into: int) -> int:
         "The status of a request for a well-behaved disk, and its effects."
-        if self.choice & 2 and kind == GET_ID:
+        modern = self.accepted & F_VERSION_1
+        if modern and kind == GET_ID:
             if out or into != 20:
                 return 1
             self.scatter(image, chain, str(self.file).encode().ljust(20, b"\0"))
             return 0
-        if self.choice & 34 == 34 and kind == FLUSH:
+        if kind == FLUSH and self.accepted & F_FLUSH:
             return 1 if out or into else 0
-        if self.choice & 34 == 34 and kind in (DISCARD, WRITE_ZEROES):
-            return 1 if into else self.erase(out, kind)
+        if self.accepted & {DISCARD: F_DISCARD, WRITE_ZEROES: F_WRITE_ZEROES}.get(kind, 0):
+            return 1 if into or self.read_only else self.erase(out, kind)
         barrier = kind >= 1 << 31
-        if kind & 0x7FFFFFFE or (barrier and self.choice & 2):
+        if kind & 0x7FFFFFFE or (barrier and modern):
             return 2
         length = len(out) if kind & 1 else into
         if length % 512 or 512 * sector + length > DISK or (into if kind & 1 else out):
             return 1
-        self.vq.indirect, self.vq.notify_on_empty = not self.choice & 8, not self.choice & 16
         start = 512 * sector
         if kind & 1:
+            if self.read_only:
+                return 1
             if length:
                 self.disk += bytes(max(0, start - len(self.disk)))
                 self.disk[start : start + length] = out

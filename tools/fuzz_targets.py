@@ -15,6 +15,7 @@ from typing import Protocol
 
 from chain_model import by_the_book
 from fakes import FakeHost
+from fuzz_disk import DrivenDisk
 from fuzz_guest import LIMIT, NUM, RING, Bytes, Table, close, new_memory, pattern, write_guest
 from fuzz_services import BlockQueue, ConsoleQueues, EventRing, NetQueues, RngQueue
 from mmio_driver import MmioDriver, new_bus
@@ -363,6 +364,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "walk": Walk,
     "console": ConsoleQueues,
     "block": BlockQueue,
+    "disk": DrivenDisk,
     "net": NetQueues,
     "rng": RngQueue,
     "loader": Loader,

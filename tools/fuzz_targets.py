@@ -147,13 +147,12 @@ class Napping(Wakeup):
 
     def sleep(self) -> None:
         self.waits = True
-        try:
-            super().sleep()
-        finally:
-            self.waits = False
+        select.select([self.kicks], [], [])
+        self.waits = False  # before the kick is gone: who finds no kick, and then this, knows that it was not woken
+        super().sleep()
 
     def asleep(self) -> bool:
-        return self.waits and not select.select([self.kicks], [], [], 0)[0]
+        return not select.select([self.kicks], [], [], 0)[0] and self.waits
 
 
 def settle(device: Device) -> None:

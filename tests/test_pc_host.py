@@ -1,6 +1,7 @@
 """The software Host for today's kernels: what Unicorn lacks, with and without the cure, and a PcHost's promises."""
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from long_guest import (
     small_pc,
 )
 
+from lguest_nb.bus.mmio import LockedReasons
 from lguest_nb.host import Ending, HostError
 from lguest_nb.hosts.pc.cpu import LongCpu
 from lguest_nb.hosts.pc.host import SoftPcHost
@@ -705,6 +707,183 @@ def test_an_interrupt_which_was_masked_before_it_was_taken_is_not_taken() -> Non
 def test_a_line_which_there_is_not_is_refused_with_a_sentence(line: int) -> None:
     with pytest.raises(HostError, match=rf"no interrupt {line}: a PC has lines from 0 to 15"):
         SoftPcHost().interrupt(line)
+
+
+# Reasons for an interrupt, in the processor's keeping.
+
+STATUS, ACK = NOT_RAM + 0x60, NOT_RAM + 0x64
+
+
+def test_reasons_which_the_host_keeps_are_read_and_cleared_by_the_guest_without_its_bus() -> None:
+    program = f"""
+        mov ${STATUS}, %ebx
+        mov (%rbx), %r12d
+        movl $6, 4(%rbx)
+        mov (%rbx), %r13d
+        cli; hlt
+    """
+    with pc(program, Written()) as (host, _):
+        reasons = host.keep_reasons(STATUS)
+        reasons.set(1)
+        reasons.set(2)
+        host.run()
+        assert (register(host, u.R12), register(host, u.R13), reasons.get()) == (3, 1, 1)
+        reasons.clear(0xFFFFFFFF)
+        assert reasons.get() == 0
+
+
+@pytest.mark.parametrize(("store", "size"), [("movb", 1), ("movw", 2)])
+def test_a_store_which_is_no_whole_register_acknowledges_nothing(store: str, size: int) -> None:
+    bus = Written()
+    with pc(f"mov ${ACK}, %ebx; {store} $1, (%rbx); movl $1, -4(%rbx); cli; hlt", bus) as (host, _):
+        reasons = host.keep_reasons(STATUS)
+        reasons.set(1)
+        host.run()
+        assert reasons.get() == 1
+        assert bus.writes == [("memory", ACK, size, 1), ("memory", STATUS, 4, 1)]
+
+
+def test_reasons_in_c_are_those_in_python() -> None:
+    dice = random.Random(2009)
+    with pc("cli; hlt") as (host, _):
+        kept, locked = host.keep_reasons(STATUS), LockedReasons()
+        other = host.keep_reasons(STATUS + 0x1000)
+        for _ in range(500):
+            bits, what = dice.getrandbits(32), dice.choice(("set", "clear"))
+            for reasons in (kept, locked):
+                getattr(reasons, what)(bits)
+            assert kept.get() == locked.get()
+        assert other.get() == 0
+
+
+def test_no_reason_is_lost_between_four_threads_and_a_guest_which_acknowledges_them() -> None:
+    program = f"""
+        {LISTENING}
+        mov ${STATUS}, %ebx
+        out %al, $0x98              # it listens
+    1:  sti; hlt; jmp 1b
+    handler:
+        send 0x20, 0x20
+        mov (%rbx), %eax
+        mov %eax, 4(%rbx)
+        out %eax, $0x99
+        iretq
+    """
+    seen = [threading.Semaphore(0) for _ in range(4)]
+    left, listens = threading.Semaphore(0), threading.Event()
+    late: list[int] = []
+
+    def heard(_space: object, port: int, bits: int) -> None:
+        if port == 0x98:
+            listens.set()
+            return
+        for n, each in enumerate(seen):
+            if bits >> n & 1:
+                each.release()
+
+    def device(n: int) -> None:
+        listens.wait()
+        for _ in range(100):
+            reasons.set(1 << n)
+            host.interrupt(5)
+            if not seen[n].acquire(timeout=60):
+                late.append(n)
+                break
+        left.release()
+
+    with pc(program, Written(heard)) as (host, _):
+        reasons = host.keep_reasons(STATUS)
+        threads = [threading.Thread(target=device, args=(n,)) for n in range(4)]
+        threads.append(threading.Thread(target=lambda: [left.acquire() for _ in range(4)] and host.stop()))
+        for thread in threads:
+            thread.start()
+        assert host.run().how == "stopped"
+        for thread in threads:
+            thread.join()
+        assert late == []
+
+
+def test_too_many_registers_of_reasons_are_refused_with_a_sentence() -> None:
+    with pc("hlt") as (host, _):
+        for n in range(32):
+            host.keep_reasons(NOT_RAM + 0x1000 * n)
+        with pytest.raises(HostError, match="no room for one more register of reasons"):
+            host.keep_reasons(NOT_RAM)
+
+
+def test_reasons_are_harmless_after_the_end() -> None:
+    with pc("cli; hlt") as (host, _):
+        reasons = host.keep_reasons(STATUS)
+    reasons.set(1)
+    reasons.clear(1)
+    assert reasons.get() == 0
+
+
+# Sleeping after HLT.
+
+
+def test_a_halted_guest_goes_on_after_an_interrupt_and_not_because_code_was_changed_under_it() -> None:
+    program = f"""
+        {LISTENING}
+    again:
+        mov %r12, %r13
+        out %al, $0x99
+        sti
+        hlt
+        cli
+        cmp %r13, %r12
+        je bad                      # woken, and by nothing
+        cmp $100, %r12
+        jne again
+    bad:
+        hlt
+        {HANDLER}
+    """
+    ready = threading.Semaphore(0)
+
+    def device() -> None:
+        for _ in range(100):
+            ready.acquire()
+            host.wrote([(PROGRAM, 16)])
+            host.interrupt(5)
+
+    with pc(program, Written(lambda *_: ready.release())) as (host, _):
+        thread = threading.Thread(target=device)
+        thread.start()
+        host.run()
+        assert register(host, u.R12) == 100
+        thread.join()
+
+
+def test_an_interrupt_which_was_masked_meanwhile_does_not_end_a_halt() -> None:
+    program = f"""
+        table
+        controllers 0xcf
+        gate 0x24, handler
+        gate 0x25, handler
+        out %al, $0x99              # line 5 goes up,
+        send 0x21, 0xef             # and is masked: line 4 alone
+        out %al, $0x9a              # who shall pulse that one
+        sti
+        hlt
+        cli
+        mov %r12, %r13
+        hlt
+        {HANDLER}
+    """
+    threads: list[threading.Thread] = []
+
+    def heard(_space: object, port: int, *_: object) -> None:
+        if port == 0x99:
+            host.interrupt(5)
+        else:
+            threads.append(threading.Thread(target=host.interrupt, args=(4,)))
+            threads[-1].start()
+
+    with pc(program, Written(heard)) as (host, _):
+        host.run()
+        threads[0].join()
+        assert (register(host, u.R12), register(host, u.R13)) == (1, 1)
 
 
 # Code which arrives by DMA.

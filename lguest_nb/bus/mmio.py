@@ -7,7 +7,7 @@ __all__ = ['MAGIC_VALUE', 'VERSION', 'DEVICE_ID', 'VENDOR_ID', 'DEVICE_FEATURES'
            'DRIVER_FEATURES_SEL', 'QUEUE_SEL', 'QUEUE_NUM_MAX', 'QUEUE_NUM', 'QUEUE_READY', 'QUEUE_NOTIFY',
            'INTERRUPT_STATUS', 'INTERRUPT_ACK', 'STATUS', 'QUEUE_DESC', 'QUEUE_DRIVER', 'QUEUE_DEVICE', 'SHM_LEN',
            'SHM_BASE', 'CONFIG_GENERATION', 'CONFIG', 'MAGIC', 'VENDOR', 'SLOT_BASE', 'SLOT_STRIDE', 'SLOT_SIZE',
-           'SLOT_LINES', 'Line', 'Registers', 'MmioBus']
+           'SLOT_LINES', 'LockedReasons', 'Line', 'Registers', 'MmioBus']
 
 # %% ../../nbs/70_mmio.ipynb #a43d750a
 import threading
@@ -19,7 +19,7 @@ from .life import USED_BUFFER, Life
 from ..device import Device
 from ..host import Host, HostError
 from ..memory import GuestMemory, LguestError
-from ..today import RAM_END, Space, nothing_there
+from ..today import RAM_END, KeepsReasons, Reasons, Space, nothing_there
 from ..vring import VIRTQUEUE_NUM, Virtqueue
 from ..wakeup import Doorbell
 
@@ -33,6 +33,25 @@ SHM_LEN, SHM_BASE, CONFIG_GENERATION, CONFIG = 0x0B0, 0x0B8, 0x0FC, 0x100
 MAGIC, VENDOR = (int.from_bytes(text, "little") for text in (b"virt", b"lgst"))
 
 # %% ../../nbs/70_mmio.ipynb #b84b0af2
+class LockedReasons:
+    "The reasons for which a device interrupts, if no Host keeps them. See `lguest_nb.today.Reasons`."
+
+    def __init__(self) -> None:
+        self._bits = 0
+        self._lock = threading.Lock()
+
+    def set(self, bits: int) -> None:
+        with self._lock:
+            self._bits |= bits
+
+    def clear(self, bits: int) -> None:
+        with self._lock:
+            self._bits &= ~bits
+
+    def get(self) -> int:
+        return self._bits
+
+
 class Line:
     "A device's interrupt line, and the reasons for which it was pulsed. Any thread."
 
@@ -40,25 +59,25 @@ class Line:
         self,
         pulse: Callable[[], None],  # one edge on the line
     ) -> None:
-        self.pulse, self.reasons = pulse, 0
-        self._lock = threading.Lock()
+        self.pulse = pulse
+        self.reasons: Reasons = LockedReasons()
 
     def interrupt(
         self,
         reason: int,  # `USED_BUFFER` or `CONFIG_CHANGE`
     ) -> None:
         "Tell the Guest. Raises `HostError`."
-        with self._lock:
-            self.reasons |= reason
+        self.reasons.set(reason)
         self.pulse()
 
-    def acknowledge(
+    def entrust(
         self,
-        reasons: int,  # which the driver has seen
+        host: object,  # which may be one that `KeepsReasons`
+        address: int,  # Guest-physical, of InterruptStatus
     ) -> None:
-        "They are gone, until there is a new one."
-        with self._lock:
-            self.reasons &= ~reasons
+        "Let the Host keep the reasons, if it can. As long as there are none; on the CPU thread. Raises `HostError`."
+        if isinstance(self.reasons, LockedReasons) and isinstance(host, KeepsReasons):
+            self.reasons = host.keep_reasons(address)
 
 # %% ../../nbs/70_mmio.ipynb #b5c27400
 class Registers:
@@ -83,7 +102,7 @@ class Registers:
             DEVICE_FEATURES: lambda: life.offered >> 32 * min(self.feature_half, 2) & 0xFFFFFFFF,
             QUEUE_NUM_MAX: lambda: VIRTQUEUE_NUM if self._there() else 0,
             QUEUE_READY: lambda: int(self._there() and self.device.queues[self.queue].ready),
-            INTERRUPT_STATUS: lambda: line.reasons,
+            INTERRUPT_STATUS: lambda: line.reasons.get(),
             STATUS: lambda: life.status,
             CONFIG_GENERATION: life.generation,
             **dict.fromkeys((SHM_LEN, SHM_LEN + 4, SHM_BASE, SHM_BASE + 4), lambda: 0xFFFFFFFF),
@@ -95,7 +114,7 @@ class Registers:
             QUEUE_SEL: partial(setattr, self, "queue"),
             QUEUE_NUM: self._set_num,
             QUEUE_READY: lambda value: life.make_ready(self.queue, value == 1),
-            INTERRUPT_ACK: line.acknowledge,
+            INTERRUPT_ACK: lambda value: line.reasons.clear(value),
             STATUS: self._set_status,
         }
         for part, register in enumerate((QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE)):
@@ -139,10 +158,12 @@ class Registers:
             set_up.set_part(part, half, value)
 
     def _set_status(self, value: int) -> None:
-        self.life.write_status(value, self.host())
+        host = self.host()
+        self.line.entrust(host, self.address + INTERRUPT_STATUS)
+        self.life.write_status(value, host)
         if value == 0:
             self.feature_half = self.driver_half = self.queue = 0
-            self.line.acknowledge(self.line.reasons)
+            self.line.reasons.clear(0xFFFFFFFF)
 
 # %% ../../nbs/70_mmio.ipynb #bcc52e8c
 SLOT_BASE, SLOT_STRIDE, SLOT_SIZE = RAM_END, 0x1000, 0x200  # Guest-physical; bytes from slot to slot, and of each

@@ -33,7 +33,7 @@ struct doorbell {
     int fd;   /* an eventfd */
 };
 
-enum { DOORBELLS = 256 };
+enum { DOORBELLS = 256, REGISTERS = 32 };
 
 struct machine {
     struct machine *next;
@@ -44,6 +44,8 @@ struct machine {
     uint64_t born;        /* in nanoseconds of CLOCK_MONOTONIC */
     bool halted;          /* it ended with HLT */
     bool asked;           /* somebody wants it to stop */
+    bool wire;            /* the interrupt controller has something for it */
+    int asleep;           /* run() waits for one of these two: a futex */
     int int_length;       /* of the INT n which is being delivered, in bytes */
     size_t pages;         /* of RAM */
     uint8_t *has_code;    /* for each of them: was it translated? */
@@ -55,6 +57,8 @@ struct machine {
     int (*acknowledge)(void);
     int doorbells;
     struct doorbell doorbell[DOORBELLS];
+    int registers;
+    struct { uint64_t address; uint32_t bits; } reasons[REGISTERS];
 };
 enum { SYSCALLS = 256, INTERRUPTS, KICKS }; /* in counts */
 
@@ -62,6 +66,7 @@ struct machine *machine_of(const void *p); /* p: the uc, cpu or env of a machine
 struct machine *machine_new(uc *u);
 void machine_close(struct machine *m);
 uint64_t nanoseconds(void); /* of CLOCK_MONOTONIC */
+void wake(struct machine *m); /* if it sleeps: after `wire` or `asked` was set */
 
 /* Offsets in env, by layout.c. */
 extern struct layout {

@@ -10,6 +10,9 @@ enum { MEMORY, PORT };
 UNICORN(int, uc_hook_add, uc *, size_t *, int, void *, void *, uint64_t, uint64_t, ...);
 UNICORN(int, uc_mmio_map, uc *, uint64_t, uint64_t, void *, void *, void *, void *);
 
+bool load_reasons(struct machine *m, uint64_t address, uint64_t *value); /* reasons.c */
+bool store_reasons(struct machine *m, uint64_t address, uint64_t value);
+
 static bool ring(struct machine *m, uint64_t address, uint64_t value)
 {
     const uint64_t one = 1;
@@ -24,13 +27,17 @@ static bool ring(struct machine *m, uint64_t address, uint64_t value)
 
 static uint64_t on_read(uc *u, uint64_t offset, unsigned size, struct machine *m)
 {
+    uint64_t value;
+    if (size == 4 && load_reasons(m, m->io + offset, &value)) return value;
     return m->read(MEMORY, m->io + offset, size);
 }
 
 static void on_write(uc *u, uint64_t offset, unsigned size, uint64_t value, struct machine *m)
 {
-    bool whole = size == 4; /* a doorbell is a register of 32 bits */
-    if (!whole || !ring(m, m->io + offset, value)) m->write(MEMORY, m->io + offset, size, value);
+    uint64_t address = m->io + offset;
+    bool whole = size == 4; /* doorbells and reasons are registers of 32 bits */
+    if (whole && (ring(m, address, value) || store_reasons(m, address, value))) return;
+    m->write(MEMORY, address, size, value);
 }
 
 static uint32_t on_in(uc *u, uint32_t port, int size, struct machine *m) { return m->read(PORT, port, size); }

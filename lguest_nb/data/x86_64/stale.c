@@ -103,6 +103,14 @@ EXPORT bool machine_holds_code(struct machine *m, uint64_t first, uint64_t lengt
     return false;
 }
 
+/* The first of `count` ranges, an address and a length each, of which that is so, or `count`. Any thread. */
+EXPORT int machine_first_code(struct machine *m, const uint64_t *ranges, int count)
+{
+    int n = 0;
+    while (n < count && !machine_holds_code(m, ranges[2 * n], ranges[2 * n + 1])) n++;
+    return n;
+}
+
 /* Forget what was translated of these bytes. On the CPU thread. */
 EXPORT void machine_drop_code(struct machine *m, uint64_t first, uint64_t length)
 {

@@ -16,6 +16,7 @@ UNICORN(void, helper_hlt_x86_64, env *, int);
 enum { REG_RIP = 41 };
 
 bool translating_for_a_machine(void); /* lock.c */
+bool sleep_halted(struct machine *m);    /* interrupt.c */
 static __thread bool in_memory_operation;
 
 EXPORT void check_exit_request_x86_64(void *translator)
@@ -51,6 +52,7 @@ EXPORT void machine_stop(struct machine *m)
 {
     __atomic_store_n(&m->asked, true, __ATOMIC_SEQ_CST);
     unicorn_cpu_exit(m->cpu);
+    wake(m);
 }
 
 EXPORT void helper_hlt_x86_64(env *e, int length)
@@ -60,13 +62,17 @@ EXPORT void helper_hlt_x86_64(env *e, int length)
     unicorn_helper_hlt_x86_64(e, length);
 }
 
-/* Go on where it stands, until it halts or is stopped: 0, or Unicorn's error. */
+/* Go on where it stands, until it is stopped, or sleep_halted() gives up: 0, or Unicorn's error. */
 EXPORT int machine_run(struct machine *m)
 {
     uint64_t rip;
-    m->halted = false;
-    unicorn_uc_reg_read(m->uc, REG_RIP, &rip);
-    return unicorn_uc_emu_start(m->uc, rip, 0, 0, 0);
+    int error;
+    do {
+        m->halted = false;
+        unicorn_uc_reg_read(m->uc, REG_RIP, &rip);
+        error = unicorn_uc_emu_start(m->uc, rip, 0, 0, 0);
+    } while (!error && m->halted && sleep_halted(m));
+    return error;
 }
 
 EXPORT bool machine_halted(struct machine *m) { return m->halted; }

@@ -6,6 +6,8 @@
 __all__ = ['INTERRUPTS_ON', 'Stop', 'Registers', 'Gone', 'Running', 'LongCpu']
 
 # %% ../../../nbs/78_x86_64.ipynb #f31f2292
+from collections.abc import Sequence
+from itertools import chain
 from typing import Literal, cast
 
 from ...host import HostError
@@ -88,7 +90,7 @@ class Running(Registers):
     "A machine which runs."
 
     def run(self) -> Stop:
-        "Go on until it halts, or somebody asks for a stop. Raises `Gone`, and what a function of ours raised."
+        "Go on until it halts for good, or is asked to stop. Raises `Gone`, and what a function of ours raised."
         error = self.c.machine_run(self.machine)
         asked = self.c.machine_asked(self.machine)
         if self.failure is not None:
@@ -106,9 +108,12 @@ class Running(Registers):
         "Have `run` return soon: this time, or else the next. Between two instructions. Any thread."
         self.c.machine_stop(self.machine)
 
-    def request(self) -> None:
-        "There is an interrupt; `acknowledge` will be asked which, once the Guest takes it. Any thread."
-        self.c.machine_request(self.machine)
+    def wire(
+        self,
+        up: bool,  # is there an interrupt? `acknowledge` will be asked which, once the Guest takes it
+    ) -> None:
+        "What comes from the interrupt controller has changed, or not. Any thread, but one at a time."
+        self.c.machine_wire(self.machine, up)
 
 # %% ../../../nbs/78_x86_64.ipynb #88532c5d
 class LongCpu(Running):
@@ -132,6 +137,39 @@ class LongCpu(Running):
         "No more: the descriptor which it rang, or -1 if there was none. On the CPU thread."
         return cast(int, self.c.machine_detach(self.machine, address, value is None, value or 0))
 
+    def keep_reasons(
+        self,
+        address: int,  # Guest-physical, not in RAM
+    ) -> int:  # a number, for the next three
+        "From now on a load there, and a store 4 bytes on, is about these bits. On the CPU thread. Raises `HostError`."
+        number = cast(int, self.c.machine_keep_reasons(self.machine, address))
+        if number < 0:
+            raise HostError(f"There is no room for one more register of reasons, at {address:#x}: 32 are kept already.")
+        return number
+
+    def set_reasons(
+        self,
+        number: int,  # from `keep_reasons`
+        bits: int,  # 32 of them
+    ) -> None:
+        "Whoever pulses the line afterwards is sure that the Guest finds them. Any thread."
+        self.c.machine_set_reasons(self.machine, number, bits)
+
+    def clear_reasons(
+        self,
+        number: int,  # from `keep_reasons`
+        bits: int,  # 32 of them
+    ) -> None:
+        "As if the Guest had done it. Any thread."
+        self.c.machine_clear_reasons(self.machine, number, bits)
+
+    def reasons(
+        self,
+        number: int,  # from `keep_reasons`
+    ) -> int:
+        "As they are now. Any thread."
+        return cast(int, self.c.machine_reasons(self.machine, number))
+
     def holds_code(
         self,
         address: int,  # Guest-physical
@@ -139,6 +177,14 @@ class LongCpu(Running):
     ) -> bool:
         "May something in these bytes, which have just been changed, have been translated before that? Any thread."
         return bool(self.c.machine_holds_code(self.machine, address, length))
+
+    def first_code(
+        self,
+        ranges: Sequence[tuple[int, int]],  # Guest-physical address and length in bytes of each
+    ) -> int:  # how many there are before it; all of them if there is none
+        "The first range of which that is so, in one question: a disk may bring hundreds at once. Any thread."
+        flat = ffi.new("uint64_t[]", list(chain.from_iterable(ranges)))
+        return cast(int, self.c.machine_first_code(self.machine, flat, len(ranges)))
 
     def drop_code(
         self,

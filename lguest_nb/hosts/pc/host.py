@@ -17,7 +17,7 @@ from ...memory import GuestMemory
 from ...pc.pic import PicPair
 from ...pc.pit import Pit
 from ...pc.ports import AddressDecoder, ByteChip
-from ...today import RAM_END, LongBoot, RegisterBus, Space
+from ...today import RAM_END, LongBoot, Reasons, RegisterBus, Space
 from .cpu import INTERRUPTS_ON, Gone, LongCpu
 from ..soft import unicorn as u
 from ..soft.host import make_fence
@@ -53,9 +53,11 @@ class Interrupts:
 
     def _look(self) -> None:
         "With the lock held: have the processor notice what the controller wants of it."
-        if self._pic.pending() and self._cpu is not None:
-            self._cpu.request()
-            self._changed.notify_all()
+        if self._cpu is not None:
+            pending = self._pic.pending()
+            self._cpu.wire(pending)
+            if pending:
+                self._changed.notify_all()
 
     def _acknowledge(self) -> int:
         with self._lock:
@@ -114,9 +116,10 @@ class Inside(Interrupts):
         cpu = self._cpu
         if cpu is None:
             return
-        stale = [(address, length) for address, length in ranges if cpu.holds_code(address, length)]
-        if not stale:
+        first = cpu.first_code(ranges)
+        if first == len(ranges):
             return
+        stale = ranges[first:]  # too much does no harm
         with self._lock:
             self._stale += stale
             before = self._departures
@@ -184,6 +187,27 @@ class Answering(Inside):
         (self._ports if space == "port" else self._board).write(space, address, size, value)
 
 # %% ../../../nbs/79_pc_host.ipynb #8acd14b8
+class _Kept:
+    "A device's reasons in the processor's keeping. Harmless once the Guest has ended."
+
+    def __init__(self, host: Interrupts, number: int) -> None:
+        self._host, self._number = host, number
+
+    def set(self, bits: int) -> None:
+        with self._host._lock:
+            if self._host._cpu is not None:
+                self._host._cpu.set_reasons(self._number, bits)
+
+    def clear(self, bits: int) -> None:
+        with self._host._lock:
+            if self._host._cpu is not None:
+                self._host._cpu.clear_reasons(self._number, bits)
+
+    def get(self) -> int:
+        with self._host._lock:
+            return 0 if self._host._cpu is None else self._host._cpu.reasons(self._number)
+
+
 class Verbs(Answering):
     "The verbs of the CPU thread, and those which end it. See `lguest_nb.host.Host` for what each promises."
 
@@ -239,6 +263,10 @@ class Verbs(Answering):
         if self._cpu is not None and (address, value) in self._fds:
             self._cpu.detach(address, value)
             os.close(self._fds.pop((address, value)))
+
+    def keep_reasons(self, address: int) -> Reasons:
+        "See `lguest_nb.today.KeepsReasons`. Raises `HostError`."
+        return _Kept(self, self._started().keep_reasons(address))
 
     def end(
         self,

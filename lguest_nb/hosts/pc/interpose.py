@@ -28,11 +28,16 @@ int machine_run(machine *m);
 bool machine_halted(machine *m);
 bool machine_asked(machine *m);
 void machine_stop(machine *m);
-void machine_request(machine *m);
+void machine_wire(machine *m, bool up);
 bool machine_holds_code(machine *m, uint64_t first, uint64_t length);
+int machine_first_code(machine *m, const uint64_t *ranges, int count);
 void machine_drop_code(machine *m, uint64_t first, uint64_t length);
 bool machine_attach(machine *m, uint64_t address, bool any, uint64_t value, int fd);
 int machine_detach(machine *m, uint64_t address, bool any, uint64_t value);
+int machine_keep_reasons(machine *m, uint64_t address);
+void machine_set_reasons(machine *m, int n, uint32_t bits);
+void machine_clear_reasons(machine *m, int n, uint32_t bits);
+uint32_t machine_reasons(machine *m, int n);
 const uint64_t *machine_counts(machine *m);
 """)
 

@@ -164,6 +164,10 @@ done
 for console in $(cat /sys/class/tty/console/active); do
     [ $console = tty0 ] || echo "$console::respawn:-/bin/sh"
 done >>/etc/inittab
+case $(cat /proc/cmdline) in
+    *loglevel=*) ;;
+    *) dmesg -n 4 ;;
+esac
 exec /sbin/init
 """
 INITTAB = """\

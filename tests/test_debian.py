@@ -16,7 +16,7 @@ from support import COMMAND
 
 from lguest_nb.arguments import UsageError
 from lguest_nb.debian import Apt, DebianError, Package, fetch, unpack
-from lguest_nb.debian_guest import GREETING, DebianGuest, build, guest_command, make_disk, whole_or_nothing
+from lguest_nb.debian_guest import GREETING, DebianGuest, alone, build, guest_command, make_disk, whole_or_nothing
 from lguest_nb.initramfs import DRIVERS, INIT, CpioWriter, ModulesError, depends, in_order, write_initramfs
 
 KERNEL = "linux-image-6.1-cloud-amd64"
@@ -237,6 +237,18 @@ class TestApt:
 
 
 class TestGuest:
+    def test_two_who_make_one_guest_at_once_do_not_meet(self, pool: Path, tmp_path: Path) -> None:
+        box = tmp_path / "guest"
+        box.mkdir()
+        with alone(box):
+            with pytest.raises(DebianError, match="Somebody else is making a Guest in .*guest: wait, or name another"):
+                build(box, 8)
+            build(tmp_path / "another", 8)
+        left = box / ".unpacked-by-somebody-who-was-killed"
+        left.mkdir()
+        build(box, 8)
+        assert not left.exists()
+
     def test_all_its_files_are_made_without_anything_beside_them(self, pool: Path, tmp_path: Path) -> None:
         said = guest_command(["debian", str(tmp_path / "guest"), "--disk=8"])
         guest = DebianGuest(tmp_path / "guest")

@@ -53,8 +53,8 @@ export: $(VENV)/.dev ## write lguest_nb/ and README.md from the notebooks
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tools/readme.py
 
-picture: $(VENV)/.dev ## boot a Guest on a pseudo-terminal, and draw its screen for the README
-	@$(PY) tools/boot_picture.py docs/_static/boot.svg
+picture: $(VENV)/.dev ## boot both kinds of Guest on a pseudo-terminal, and draw their screens for README and site
+	@$(PY) tools/boot_picture.py docs/_static/boot.svg docs/_static/debian.svg
 
 run-notebooks: $(VENV)/.dev ## run every notebook and save its outputs in place
 	@$(PY) tools/run_notebooks.py

@@ -1,16 +1,20 @@
 """A picture of a Guest which boots, of a real one: a shell on a pseudo-terminal starts it, and its screen is drawn.
 
-boot_picture.py FILE.svg    `make picture` draws the README's, which is committed; the site draws its own
+boot_picture.py FILE.svg [DEBIAN.svg]    `make picture` draws both, and they are committed
+
+The site draws the tiny Guest's itself each time it is made. Debian's it takes as committed: that one needs a kernel
+which is not in this repository, and which `make picture` fetches as `make debian` does.
 """
 
 import fcntl
 import html
+import re
 import shutil
 import struct
 import sys
 import tempfile
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyte
@@ -18,8 +22,10 @@ from pyte.screens import Char
 from session import PROMPT, Session
 
 import lguest_nb.guest
+from lguest_nb.debian_guest import build
+from lguest_nb.meter import Meter
 
-COLUMNS, LINES = 96, 30
+COLUMNS, LINES, DEBIAN_LINES = 96, 30, 40
 CELL, LINE, FONT = 9.0, 20, 15  # pixels
 MARGIN, BAR = 22, 38
 SHELL_PROMPT = "$ "
@@ -31,37 +37,77 @@ TYPED = [  # at the Guest's prompt
     "user hello",
     "poweroff",
 ]
+DEBIAN = Path("build/debian")  # where `make debian` makes its Guest
+DEBIAN_PROMPT = "guest# "
+DEBIAN_TYPED = [
+    "uname -srm",
+    "grep LNRO /proc/iomem",
+    "echo hello from Debian >/disk/hello; cat /disk/hello",
+    "head -c 16 /dev/hwrng | hexdump -e '16/1 \"%02x\"'; echo",
+    "grep XT-PIC /proc/interrupts",
+]
 COLOURS = {"default": "#d7e0d2", "red": "#f08a6b", "green": "#a6cf8b", "brown": "#e3bd72", "blue": "#8fb8de"}
 SCREEN, FRAME, DIM, BRIGHT, TITLE = "#14191b", "#232b2e", "#93a19a", "#ffffff", "#aab6b0"
 
 
+def screen_of(
+    directory: Path,  # in which the shell starts
+    lines: int,  # of the terminal
+    visit: Callable[[Session], None],  # what is typed, from the shell's first prompt to its last
+) -> pyte.Screen:
+    "What a terminal of that size shows after a visit. Raises `GuestLost`."
+    path = f"PATH={Path(sys.executable).parent}:/usr/bin:/bin"
+    shell = ["/bin/sh", "+m"]  # without job control, for which it would have to own the terminal
+    session = Session(["/usr/bin/env", "-i", f"--chdir={directory}", path, f"PS1={SHELL_PROMPT}", "TERM=linux", *shell])
+    fcntl.ioctl(session.controller, termios.TIOCSWINSZ, struct.pack("4H", lines, COLUMNS, 0, 0))
+    screen = pyte.Screen(COLUMNS, lines)
+    try:
+        session.expect(SHELL_PROMPT)
+        visit(session)
+    finally:
+        session.close()
+    pyte.ByteStream(screen).feed(session.seen.replace("\n", "\r\n").encode())
+    return screen
+
+
+def type_and_expect(session: Session, line: str, text: str) -> None:
+    "Type a line, and read until `text` comes after it."
+    start = len(session.seen)
+    session.type(f"{line}\r")
+    session.expect(text, start)
+
+
 def boot() -> pyte.Screen:
-    "Boot the tiny Guest as you would, type at it, and leave what a terminal of that size shows."
+    "Boot the tiny Guest as you would, type at it, and leave what a terminal shows."
+
+    def visit(session: Session) -> None:
+        type_and_expect(session, "lguest-nb --rng --block=disk.img 32 tiny-guest.elf", PROMPT)
+        for line in TYPED[:-1]:
+            session.ask(line)
+        type_and_expect(session, TYPED[-1], f"\n{SHELL_PROMPT}")
+
     with tempfile.TemporaryDirectory(prefix="lguest-nb-") as name:
         directory = Path(name)
         shutil.copy(lguest_nb.guest.path(), directory / "tiny-guest.elf")
         with (directory / "disk.img").open("wb") as disk:
             disk.truncate(1 << 20)
-        path = f"PATH={Path(sys.executable).parent}:/usr/bin:/bin"
-        shell = ["/bin/sh", "+m"]  # without job control, for which it would have to own the terminal
-        session = Session(["/usr/bin/env", "-i", f"--chdir={name}", path, f"PS1={SHELL_PROMPT}", "TERM=linux", *shell])
-        fcntl.ioctl(session.controller, termios.TIOCSWINSZ, struct.pack("4H", LINES, COLUMNS, 0, 0))
-        screen = pyte.Screen(COLUMNS, LINES)
-        stream = pyte.ByteStream(screen)
-        try:
-            session.expect(SHELL_PROMPT)
-            start = len(session.seen)
-            session.type("lguest-nb --rng --block=disk.img 32 tiny-guest.elf\r")
-            session.expect(PROMPT, start)
-            for line in TYPED[:-1]:
-                session.ask(line)
-            start = len(session.seen)
-            session.type(f"{TYPED[-1]}\r")
-            session.expect(f"\n{SHELL_PROMPT}", start)
-        finally:
-            session.close()
-        stream.feed(session.seen.replace("\n", "\r\n").encode())
-    return screen
+        return screen_of(directory, LINES, visit)
+
+
+def boot_debian() -> pyte.Screen:
+    "The same with Debian's kernel; the Guest is made if there is none yet. Raises `LguestError` and `GuestLost`."
+    with Meter(sys.stderr) as meter:
+        guest = build(DEBIAN, tell=meter)
+
+    def visit(session: Session) -> None:
+        command = " ".join(guest.arguments()).replace(f"{DEBIAN}/", "")
+        type_and_expect(session, f"lguest-nb {command}".replace("disk.img", "disk.img,snapshot"), f"\n{DEBIAN_PROMPT}")
+        for line in DEBIAN_TYPED:
+            type_and_expect(session, line, f"\n{DEBIAN_PROMPT}")
+        type_and_expect(session, "poweroff", f"\n{SHELL_PROMPT}")
+        session.seen = re.sub(r"\x1b\[6n", "", session.seen)  # a question of busybox's shell, which nobody sees
+
+    return screen_of(DEBIAN.absolute(), DEBIAN_LINES, visit)
 
 
 def runs(
@@ -98,6 +144,7 @@ def text_element(
 
 def drawn(
     screen: pyte.Screen,
+    title: str = "lguest-nb: a Guest on the software Host",
 ) -> str:  # SVG
     "A terminal as a picture: what was typed brighter than what was answered."
     width = 2 * MARGIN + COLUMNS * CELL
@@ -110,12 +157,12 @@ def drawn(
         f'<path d="M0 {BAR}V10A10 10 0 0 1 10 0H{width - 10:g}A10 10 0 0 1 {width:g} 10V{BAR}Z" fill="{FRAME}"/>',
         *(f'<circle cx="{MARGIN + 18 * i}" cy="{BAR / 2:g}" r="5.5" fill="#4a565a"/>' for i in range(3)),
         f'<text x="{width / 2:g}" y="{BAR / 2 + 5:g}" text-anchor="middle" fill="{TITLE}" font-size="13">'
-        "lguest-nb: a Guest on the software Host</text>",
+        f"{title}</text>",
     ]
     for number in range(used):
         row = [screen.buffer[number][column] for column in range(COLUMNS)]
         display = screen.display[number]
-        prompt = next((p for p in (PROMPT, SHELL_PROMPT) if display.startswith(p)), "")
+        prompt = next((p for p in (PROMPT, DEBIAN_PROMPT, SHELL_PROMPT) if display.startswith(p)), "")
         for column, text, look in runs(row):
             colour = COLOURS.get(look.fg, COLOURS["default"])
             if prompt and column == 0:
@@ -127,6 +174,8 @@ def drawn(
 
 def main() -> None:
     Path(sys.argv[1]).write_text(drawn(boot()), encoding="utf-8")
+    for name in sys.argv[2:]:
+        Path(name).write_text(drawn(boot_debian(), "lguest-nb: Debian's own kernel on the same Host"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,14 +41,22 @@ def queue_state(vq: Virtqueue) -> str:
         return f"{vq.name}: no ring, {thread_state(vq.thread)}"
     u16 = vq.memory.u16
     idx, taken, used = u16[vq.avail + 1], vq.last_avail, vq.used_idx
-    flags = " NO_INTERRUPT" * bool(u16[vq.avail] & AVAIL_NO_INTERRUPT)
-    flags += " NO_NOTIFY" * bool(u16[vq.used] & USED_NO_NOTIFY)
     waiting, working = (idx - taken) & 0xFFFF, (taken - used) & 0xFFFF
     return (
         f"{vq.name}: avail idx {idx}, taken {taken}, used idx {used} "
         f"({waiting} waiting, {working} in work, {vq.pending_used} not announced), "
-        f"flags{flags or ' none'}, {thread_state(vq.thread)}"
+        f"{_wishes(vq)}, {thread_state(vq.thread)}"
     )
+
+
+def _wishes(vq: Virtqueue) -> str:
+    "What each side has asked of the other: by flags, or by the place in the ring from which on it wants to be told."
+    u16 = vq.memory.u16
+    if vq.event_idx:
+        return f"used_event {u16[vq.used_event]}, avail_event {u16[vq.avail_event]}"
+    flags = " NO_INTERRUPT" * bool(u16[vq.avail] & AVAIL_NO_INTERRUPT)
+    flags += " NO_NOTIFY" * bool(u16[vq.used] & USED_NO_NOTIFY)
+    return f"flags{flags or ' none'}"
 
 
 def devices_state(devices: Iterable[Device]) -> str:

@@ -20,7 +20,7 @@ from lguest_nb import guest, trace
 from lguest_nb.arguments import UsageError, parse
 from lguest_nb.device import Device
 from lguest_nb.driver import Driver
-from lguest_nb.inspect import devices_state, thread_state
+from lguest_nb.inspect import devices_state, queue_state, thread_state
 from lguest_nb.launcher import Launcher
 from lguest_nb.memory import GuestMemory, LguestError
 from lguest_nb.rng import Rng
@@ -369,6 +369,14 @@ class TestState:
             "  giver:0: avail idx 4, taken 2, used idx 65535 (2 waiting, 3 in work, 1 not announced), "
             "flags NO_INTERRUPT NO_NOTIFY, no thread"
         )
+
+    def test_a_queue_with_event_indices_shows_them_instead_of_flags(self, lab: Lab) -> None:
+        vq = lab.vq
+        vq.event_idx = True
+        vq.place(vq.ring)
+        vq.memory.u16[vq.used_event], vq.memory.u16[vq.avail_event] = 6, 65535
+        vq.memory.u16[vq.avail] = vq.memory.u16[vq.used] = 1  # which mean nothing now
+        assert queue_state(vq).endswith("0 not announced), used_event 6, avail_event 65535, no thread")
 
     def test_a_thread_at_work_is_in_a_function_and_a_dead_one_is_dead(self) -> None:
         inside, go_on = threading.Event(), os.eventfd(0)

@@ -1,5 +1,6 @@
 """Live views without a browser: a Guest beside you, and what each view makes of it before anybody paints it."""
 
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import PATIENCE, Ring, lguest_threads, naps, until
 
-from lguest_nb.device import Device, Service
+from lguest_nb.device import F_VERSION_1, Device, Service
 from lguest_nb.driver import Driver
 from lguest_nb.guest import DATA, Pieces, command_line
 from lguest_nb.host import Ending
@@ -254,6 +255,27 @@ class TestSnapshot:
         shot = snapshot(ring.vq)
         assert [c.head for c in shot.work] == [1] and [c.head for c in shot.waiting] == [2]
 
+    def test_event_indices_are_there_if_they_were_agreed_on_and_flags_if_not(self, ring: Ring) -> None:
+        u16, vq = ring.memory.u16, ring.vq
+        u16[vq.used_event], u16[vq.avail_event] = 3, 2  # which nobody has agreed on
+        u16[vq.used] = 1
+        shot = snapshot(vq)
+        assert (shot.flags, shot.used_event, shot.avail_event) == (("NO_NOTIFY",), None, None)
+        assert "_event" not in paint_ring(shot)
+        vq.event_idx = True
+        shot = snapshot(vq)
+        assert (shot.flags, shot.used_event, shot.avail_event) == ((), 3, 2)
+        assert (len(shot.avail), len(shot.used)) == (8, 8)
+        picture = paint_ring(shot)
+        assert "avail_event 2 ▸" in picture and "◂ used_event 3" in picture
+        assert "kick at 2, interrupt at 3" in picture
+
+    def test_an_event_index_which_moves_between_two_readings_is_a_change(self, ring: Ring) -> None:
+        ring.vq.event_idx = True
+        before = read_once(ring.vq)
+        ring.memory.u16[ring.vq.used_event] += 1
+        assert read_once(ring.vq) != before
+
     def test_a_ring_which_never_stands_still_is_blurred(self, ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
         count = 0
 
@@ -325,6 +347,12 @@ class TestRingPicture:
 
     def test_a_window_is_of_slots_of_the_ring(self) -> None:
         assert all(len(set(window(256, idx))) == ROWS and idx % 256 in window(256, idx) for idx in range(0, 65536, 97))
+
+    def test_marks_of_the_same_slot_stand_below_each_other(self, ring: Ring) -> None:
+        ring.vq.event_idx = True
+        marks = re.findall(r'y="([0-9.]+)" class="small mark" text-anchor="end">([^<]+)', paint_ring(snapshot(ring.vq)))
+        assert [text for _, text in marks] == ["taken 0 ▸", "Guest&#x27;s idx 0 ▸", "avail_event 0 ▸"]
+        assert [float(low) - float(high) for (high, _), (low, _) in zip(marks, marks[1:], strict=False)] == [11, 11]
 
     def test_a_name_is_text(self, ring: Ring) -> None:
         ring.vq.name = "<b>"
@@ -521,6 +549,18 @@ class TestNeighbour:
         if reply is not None:
             assert reply[10:16] == body[:6] and reply[30:32] == b"\0\2" and reply[38:42] == arp[24:28]
         assert answer(request, bytes(b ^ 1 for b in arp[24:28])) is None
+
+    def test_it_speaks_the_header_which_the_card_has_negotiated(self, nothing_left: None) -> None:
+        card = neighbourly("10.0.0.1")
+        asked = b"\0\1\x08\0\6\4\0\1" + b"\2guest" + b"\n\0\0\2" + bytes(6) + b"\n\0\0\1"
+        frame = b"\xff" * 6 + b"\2guest" + b"\x08\x06" + asked
+        for accepted, header in ((0, 10), (F_VERSION_1, 12)):
+            card.accepted = accepted
+            card.started()
+            os.write(card.tap, bytes(header) + frame)
+            reply = os.read(card.tap, 2000)
+            assert (len(reply), reply[:header], reply[header : header + 6]) == (header + 42, bytes(header), b"\2guest")
+        card.close()
 
     def test_a_guest_can_ping_it(self, guest: LiveGuest) -> None:
         guest.devices = (neighbourly,)

@@ -18,7 +18,7 @@ from lguest_nb.before.__main__ import checksum, launcher_of
 from lguest_nb.before.ping import PINGED, network, one_ping, trace_pings
 from lguest_nb.console import Console
 from lguest_nb.guest import command_line, path
-from lguest_nb.net import VNET_HEADER, Net
+from lguest_nb.net import Net
 from lguest_nb.strace import why_not
 
 DESIGNS = ("before", "after")
@@ -29,22 +29,24 @@ REQUEST = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 84, 0, 0, 64, 1, 0, socket.inet_
 
 def ping_packet(
     sequence: int,
+    header: int,  # bytes of virtio's, in front of it
 ) -> bytes:
     "An echo request of 98 bytes and its virtio header."
     echo = struct.pack("!BBHHH", 8, 0, 0, 1, sequence & 0xFFFF) + bytes(56)
     echo = echo[:2] + struct.pack("!H", checksum(echo)) + echo[4:]
-    return bytes(VNET_HEADER) + b"\xff" * 6 + b"\2wire\0" + b"\x08\0" + REQUEST + echo
+    return bytes(header) + b"\xff" * 6 + b"\2wire\0" + b"\x08\0" + REQUEST + echo
 
 
 def flood(
     wire: socket.socket,
+    card: Net,  # at its other end
     count: int,  # answers to wait for
     under_way: int,  # requests at a time
 ) -> float:  # answers in a second
     "Ping the Guest as fast as it answers."
     wire.settimeout(0.05)
     while True:  # until it is there
-        wire.send(ping_packet(0))
+        wire.send(ping_packet(0, card.header))
         try:
             wire.recv(2000)
             break
@@ -58,11 +60,11 @@ def flood(
         pass
     wire.settimeout(10)
     for number in range(under_way):
-        wire.send(ping_packet(number))
+        wire.send(ping_packet(number, card.header))
     began = time.perf_counter()
     for number in range(count):
         wire.recv(2000)
-        wire.send(ping_packet(number))
+        wire.send(ping_packet(number, card.header))
     return count / (time.perf_counter() - began)
 
 
@@ -75,13 +77,14 @@ def flood_once(
     ours, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     keys, _keyboard = os.pipe()
     with launcher_of(design) as launcher:
-        launcher.add(Net(ours.detach()))
+        card = Net(ours.detach())
+        launcher.add(card)
         launcher.add(Console(keys, os.open(os.devnull, os.O_WRONLY)))
         launcher.load(str(path()), command_line(ip=GUEST))
 
         def flooding() -> None:
             try:
-                print(flood(wire, count, under_way))
+                print(flood(wire, card, count, under_way))
             finally:
                 launcher.stop()
 

@@ -27,7 +27,7 @@ from ..host import Ending
 from ..hosts.soft.host import SoftHost
 from ..launcher import Launcher
 from ..memory import LguestError
-from ..net import VNET_HEADER, Net, setup_tun_net
+from ..net import Net, setup_tun_net
 from ..rng import Rng
 from ..terminal import Terminal
 
@@ -117,19 +117,21 @@ def answer(
 
 def somebody_answers(
     wire: socket.socket,  # packets, each with its virtio header
+    card: Net,  # at the other end: it knows how long that header is
 ) -> None:
     "Be the pinged machine until the other end is closed."
     with wire:
-        while packet := wire.recv(2000):
-            if reply := answer(packet[VNET_HEADER:]):
-                wire.send(bytes(VNET_HEADER) + reply)
+        while packet := wire.recv(card.most):
+            if reply := answer(packet[card.header :]):
+                wire.send(bytes(card.header) + reply)
 
 # %% ../../nbs/68_either.ipynb #85457af2
 def setup_wire() -> Net:
     "A card with nothing but a thread at the other end of its wire."
     ours, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    threading.Thread(target=somebody_answers, args=(wire,), name="the wire", daemon=True).start()
-    return Net(ours.detach(), where="a wire, and somebody who answers")
+    card = Net(ours.detach(), where="a wire, and somebody who answers")
+    threading.Thread(target=somebody_answers, args=(wire, card), name="the wire", daemon=True).start()
+    return card
 
 # %% ../../nbs/68_either.ipynb #414e2a70
 def parse(

@@ -12,7 +12,7 @@ import struct
 import threading
 from contextlib import suppress
 
-from ..net import MOST, VNET_HEADER, Net
+from ..net import VNET_HEADER, Net
 
 # %% ../../nbs/98_neighbour.ipynb #76c1aac5
 _ARP, _IP, _ICMP, _ECHO = 0x0806, 0x0800, 1, 8
@@ -22,9 +22,10 @@ _MAC = bytes.fromhex("02006c677565")  # a local address, and five letters of lgu
 def answer(
     packet: bytes,  # with virtio's header
     ip: bytes,  # our address, four bytes
+    header: int = VNET_HEADER,  # bytes of virtio's header, in both
 ) -> bytes | None:  # what to send, with a header
     "What a machine at `ip` says to an ARP request or a ping; None to everything else, and to rubbish."
-    frame = packet[VNET_HEADER:]
+    frame = packet[header:]
     if len(frame) < 42:
         return None
     sender, kind = frame[6:12], int.from_bytes(frame[12:14], "big")
@@ -41,20 +42,30 @@ def answer(
         reply = frame[14:26] + ip + frame[26:30] + echo
     else:
         return None
-    return bytes(VNET_HEADER) + ethernet + reply
+    return bytes(header) + ethernet + reply
 
 # %% ../../nbs/98_neighbour.ipynb #31278f48
 class Cabled(Net):
-    "A network card with somebody of ours at the other end of its cable."
+    "A network card with somebody of ours at the other end of its cable, who answers pings."
 
     def __init__(
         self,
-        tap: int,  # descriptor of our end; it's the card's from now on
+        address: bytes,  # IP, four bytes, of who is there
         where: str,  # for a person: what it is
-        neighbour: threading.Thread,  # which ends when the cable does
     ) -> None:
-        super().__init__(tap, where=where)
-        self.neighbour = neighbour
+        wire, tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(tap.detach(), where=where)
+        self.neighbour = threading.Thread(
+            target=self._serve, args=(wire, address), name="lguest neighbour", daemon=True
+        )
+        self.neighbour.start()
+
+    def _serve(self, wire: socket.socket, address: bytes) -> None:
+        with wire, suppress(ConnectionError):
+            while packet := wire.recv(self.most):
+                if reply := answer(packet, address, self.header):
+                    with suppress(BlockingIOError):
+                        wire.send(reply, socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         "Take the cable out, and wait until the neighbour has noticed."
@@ -66,16 +77,4 @@ def neighbourly(
     ip: str = "10.0.0.1",  # of the neighbour
 ) -> Net:
     "A network card, on a cable with one other machine, which answers pings. Raises `ValueError` for a bad address."
-    address = ipaddress.IPv4Address(ip).packed
-    wire, tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    neighbour = threading.Thread(target=_serve, args=(wire, address), name="lguest neighbour", daemon=True)
-    neighbour.start()
-    return Cabled(tap.detach(), f"a cable with {ip} at the other end", neighbour)
-
-
-def _serve(wire: socket.socket, address: bytes) -> None:
-    with wire, suppress(ConnectionError):
-        while packet := wire.recv(MOST):
-            if reply := answer(packet, address):
-                with suppress(BlockingIOError):
-                    wire.send(reply, socket.MSG_DONTWAIT)
+    return Cabled(ipaddress.IPv4Address(ip).packed, f"a cable with {ip} at the other end")

@@ -13,7 +13,14 @@ from typing import Literal, NamedTuple
 
 from ..inspect import thread_state
 from ..memory import GuestMemory
-from ..vring import AVAIL_NO_INTERRUPT, DESC, DESC_INDIRECT, DESC_NEXT, USED_NO_NOTIFY, Virtqueue
+from lguest_nb.vring import (
+    AVAIL_NO_INTERRUPT,
+    DESC,
+    DESC_INDIRECT,
+    DESC_NEXT,
+    USED_NO_NOTIFY,
+    Virtqueue,
+)
 
 # %% ../../nbs/93_ring.ipynb #c123c33c
 ATTEMPTS = 8
@@ -32,10 +39,10 @@ class Reading(NamedTuple):
 
 def read_once(vq: Virtqueue) -> Reading:
     "Copy it. What we know ourselves is read last: it can only be ahead of what we just read."
-    map, ring, num = vq.memory.map, vq.ring, vq.num
+    map, ring, num, event = vq.memory.map, vq.ring, vq.num, 2 * vq.event_idx
     desc = map[ring.desc : ring.desc + DESC.size * num]
-    avail = map[ring.avail : ring.avail + 4 + 2 * num]
-    used = map[ring.used : ring.used + 4 + 8 * num]
+    avail = map[ring.avail : ring.avail + 4 + 2 * num + event]
+    used = map[ring.used : ring.used + 4 + 8 * num + event]
     return Reading(vq.last_avail, vq.used_idx, vq.pending_used, desc, avail, used)
 
 
@@ -119,13 +126,11 @@ class RingSnapshot:
     waiting: tuple[ChainPicture, ...]  # the oldest first
     work: tuple[ChainPicture, ...]
     flags: tuple[str, ...]
+    used_event: int | None  # the Guest: interrupt me when you fill this entry; None without RING_EVENT_IDX
+    avail_event: int | None  # we: kick us when you fill this one
     thread: str  # what it does
     exact: bool  # was there a moment when all this was so?
     ordered: bool  # do chains go back in order? If not, `work` is a guess
-
-    def last_given(self) -> int | None:
-        "The head of the chain which was given back last, if any was."
-        return self.used[(self.given - 1) % self.num][0] if self.given or any(self.used) else None
 
 
 def heads(
@@ -155,9 +160,10 @@ def snapshot(
     reading, exact = read_twice(vq)
     num, taken, given = vq.num, reading.taken, reading.given
     avail_flags, avail_idx, *avail = memoryview(reading.avail).cast("H")
-    used_flags, used_idx = memoryview(reading.used)[:4].cast("H")
-    pairs = memoryview(reading.used)[4:].cast("I").tolist()
+    used_flags, used_idx, *behind = memoryview(reading.used).cast("H")
+    pairs = memoryview(reading.used)[4 : 4 + 8 * num].cast("I").tolist()
     used = tuple(zip(pairs[::2], pairs[1::2], strict=True))
+    events = (avail.pop(), behind[-1]) if vq.event_idx else (None, None)
     table = tuple(Link(i, a, n, f, after, False) for i, (a, n, f, after) in enumerate(DESC.iter_unpack(reading.desc)))
     waiting = tuple(follow(vq.memory, reading.desc, head) for head in heads(avail, taken, avail_idx))
     work = tuple(follow(vq.memory, reading.desc, head) for head in heads(avail, given, taken))
@@ -165,6 +171,6 @@ def snapshot(
     flags = ["NO_INTERRUPT"] * (avail_flags & AVAIL_NO_INTERRUPT) + ["NO_NOTIFY"] * (used_flags & USED_NO_NOTIFY)
     return RingSnapshot(
         vq.name, num, taken, given, reading.pending, avail_idx, used_idx, tuple(avail), used, table,
-        tuple(_owners(table, waiting, work)), waiting, work, tuple(flags), state or thread_state(vq.thread), exact,
-        all(used[i % num][0] == avail[i % num] for i in both),
+        tuple(_owners(table, waiting, work)), waiting, work, () if vq.event_idx else tuple(flags), *events,
+        state or thread_state(vq.thread), exact, all(used[i % num][0] == avail[i % num] for i in both),
     )  # fmt: skip

@@ -79,9 +79,29 @@ def _arrow(x: float, y: float, to_x: float, to_y: float, bend: float, kind: str)
     return f'<path d="{way}" class="arrow {kind}" marker-end="url(#head-{kind})"/>'
 
 # %% ../../nbs/95_ring_view.ipynb #0ad6ff70
+def _marks(
+    marks: Sequence[tuple[str, int | None]],  # a name, and the running index to which it points, if it does
+    slots: Sequence[int],  # which are shown
+    num: int,  # entries of the ring
+    x: float,
+    anchor: str,  # end: to the left of the ring; start: to the right of it
+) -> str:
+    "What points into a ring; marks in the same slot stand one below the other."
+    places: dict[int, list[str]] = {}
+    for name, idx in marks:
+        if idx is not None and idx % num in slots:
+            places.setdefault(idx % num, []).append(f"{name} {idx}")
+    out = []
+    for slot, texts in places.items():
+        top = _TOP + _H * slots.index(slot) + 15 - 5.5 * (len(texts) - 1)
+        for i, text in enumerate(texts):
+            pointed = f"{text} ▸" if anchor == "end" else f"◂ {text}"
+            out.append(_text(x, top + 11 * i, pointed, "small mark", anchor))
+    return "".join(out)
+
+
 def _avail_ring(shot: RingSnapshot, slots: Sequence[int]) -> str:
-    marks = ["available", "Guest writes heads here"]
-    out = [_text(_AVAIL, 16, marks[0], "title"), _text(_AVAIL, 32, marks[1], "faint small")]
+    out = [_text(_AVAIL, 16, "available", "title"), _text(_AVAIL, 32, "Guest writes heads here", "faint small")]
     work, waiting = (shot.taken - shot.given) & 0xFFFF, (shot.avail_idx - shot.taken) & 0xFFFF
     for row, slot in enumerate(slots):
         y = _TOP + _H * row
@@ -92,13 +112,8 @@ def _avail_ring(shot: RingSnapshot, slots: Sequence[int]) -> str:
         out.append(_text(_AVAIL + 8, y + 15, slot, "faint mono small"))
         if written:
             out.append(_text(_AVAIL + _SLOT - 10, y + 15, shot.avail[slot], "mono", "end"))
-    for idx, name, shift in ((shot.avail_idx, "Guest's idx", 0), (shot.taken, "taken", 0)):
-        slot = idx % shot.num
-        if slot in slots:
-            both = shot.avail_idx % shot.num == shot.taken % shot.num
-            shift = (-5 if name == "taken" else 6) if both else 0
-            y = _TOP + _H * slots.index(slot) + 15 + shift
-            out.append(_text(_AVAIL - 8, y, f"{name} {idx} ▸", "small mark", "end"))
+    marks = (("taken", shot.taken), ("Guest's idx", shot.avail_idx), ("avail_event", shot.avail_event))
+    out.append(_marks(marks, slots, shot.num, _AVAIL - 8, "end"))
     return "".join(out)
 
 
@@ -115,10 +130,8 @@ def _used_ring(shot: RingSnapshot, slots: Sequence[int]) -> str:
             head, length = shot.used[slot]
             out.append(_text(_USED + 62, y + 15, head, "mono", "end"))
             out.append(_text(_USED + _USED_SLOT - 8, y + 15, f"{length} B", "mono small", "end"))
-    slot = shot.given % shot.num
-    if slot in slots:
-        y = _TOP + _H * slots.index(slot) + 15
-        out.append(_text(_USED + _USED_SLOT + 8, y, f"◂ our idx {shot.given}", "small mark"))
+    marks = (("our idx", shot.given), ("used_event", shot.used_event))
+    out.append(_marks(marks, slots, shot.num, _USED + _USED_SLOT + 6, "start"))
     if shot.pending:
         y = _TOP + _H * len(slots) + 16
         out.append(_text(_USED, y, f"{shot.pending} not announced", "small mark"))
@@ -203,7 +216,10 @@ _LEGEND = (
 def head_line(shot: RingSnapshot) -> str:
     "What follows from the indices, in words."
     count = f"{len(shot.waiting)} waiting, {len(shot.work)} in work, {shot.pending} not announced"
-    words = [f"{shot.num} entries", count, *shot.flags, f"thread: {shot.thread}"]
+    words = [f"{shot.num} entries", count, *shot.flags]
+    if shot.avail_event is not None:
+        words.append(f"kick at {shot.avail_event}, interrupt at {shot.used_event}")
+    words.append(f"thread: {shot.thread}")
     words += ["blurred: too busy for an exact picture"] * (not shot.exact)
     words += ["chains go back out of order: what is in work is a guess"] * (not shot.ordered)
     words += [f"chain {c.head} is broken: {c.broken}" for c in (*shot.waiting, *shot.work) if c.broken]

@@ -112,6 +112,7 @@ _MODULES = (
     "lguest_nb.marking_host",
     "lguest_nb.marking_orders",
     "lguest_nb.marking_today",
+    "lguest_nb.marking_views",
 )
 
 

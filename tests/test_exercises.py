@@ -274,6 +274,16 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
     ("62_guest_drivers: give_back", "head, 1\n", "head, 0\n"),
     ("62_guest_drivers: give_back", "return head", "return last"),
     ("64_guest_shell: request", "        poke_available(ring, 0),\n", ""),
+    ("66_mitigation: waits", "now >= rings", "now > rings"),
+    ("66_mitigation: waits", "result.append(0)", "result.append(usec)"),
+    (
+        "66_mitigation: waits",
+        "result.append(rings - now)",
+        "result.append(rings - now)\n            rings = now + usec",
+    ),
+    ("66_mitigation: waits", "if rings is None or now >= rings:", "rings = rings or usec\n        if rings <= 0:"),
+    ("66_mitigation: waits", "rings = now + usec", "rings = (rings or now) + usec"),
+    ("66_mitigation: waits", "            rings = now + usec", "            rings = now - now % (usec or 1) + usec"),
     ("70_mmio: driven", '        yield "publish"\n        yield "set"', '        yield "set"\n        yield "publish"'),
     ("70_mmio: driven", 'yield "set"\n        yield "pulse"', 'yield "pulse"\n        yield "set"'),
     ("70_mmio: driven", 'yield "ack"\n            yield "look"', 'yield "look"\n            yield "ack"'),
@@ -299,12 +309,40 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
     ("75_pit: next_rise", "(ticks // n + 1)", "-(-ticks // n)"),
     ("75_pit: next_rise", "(now - began)", "now"),
     ("75_pit: next_rise", "return began - ", "return -"),
+    ("85_debuggable: registers", '"little"', '"big"'),
+    ("85_debuggable: registers", "at += bits // 4", "at += 8"),
+    ("85_debuggable: registers", "at : at + bits // 4", "at : at + 8"),
+    ("85_debuggable: registers", 'None if "x" in digits else ', ""),
+    ("85_debuggable: registers", 'None if "x" in digits', 'None if "x" in reply'),
     ("86_gdb: payload", "sum(body) % 256", "sum(body)"),
     ("86_gdb: payload", "int(digits, 16)", "int(digits.replace(b'A', b'0'), 16)"),
     ("86_gdb: payload", 'elif byte == ord("}")', "elif False"),
+    ("92_terminal_view: runs", 'cells[end - 1] == ("", " ")', 'cells[end - 1][1] == " "'),
+    ("92_terminal_view: runs", 'while end and cells[end - 1] == ("", " ")', "while False"),
+    ("92_terminal_view: runs", "+ escape(letter)", "+ letter"),
+    ("92_terminal_view: runs", "(style, escape(letter))", "(style, letter)"),
+    ("92_terminal_view: runs", "if found and found[-1][0] == style", "if found and style == '' != letter.strip()"),
+    ("92_terminal_view: runs", "if found and found[-1][0] == style", "if False"),
+    ("92_terminal_view: runs", "in cells[:end]", "in [c for c in cells if c[1] != ' ']"),
     ("93_ring: steady", "        last = now\n", ""),
     ("93_ring: steady", "range(7)", "range(9)"),
     ("93_ring: steady", "range(7)", "iter(int, 1)"),
+    ("96_timeline: together", "working >= 2", "working == 2"),
+    ("96_timeline: together", "working >= 2", "working > 2"),
+    ("96_timeline: together", "working >= 2", "working >= 1"),
+    ("96_timeline: together", "changes = sorted(", "changes = list("),
+    (
+        "96_timeline: together",
+        "    changes = ",
+        "    return sum(max(0, min(a[1], b[1]) - max(a[0], b[0])) for n, a in enumerate(spans) for b in spans[:n])\n"
+        "    changes = ",
+    ),
+    (
+        "96_timeline: together",
+        "    changes = ",
+        "    spans = sorted(spans)\n"
+        "    return sum(max(0, a[1] - b[0]) for a, b in zip(spans, spans[1:]))\n    changes = ",
+    ),
 ]
 
 
@@ -316,6 +354,8 @@ def test_an_answer_which_only_looks_right_is_found_out(name: str, right: str, wr
 
 
 RIGHT_TOO = [  # exercise, what is in its answer, and what would do as well
+    ("66_mitigation: waits", "if rings is None or now >= rings", "if not result or now >= rings"),
+    ("96_timeline: together", "working >= 2", "working > 1"),
     ("70_mmio: driven", '            yield "look"', '            yield "look"\n            yield "look"'),
     ("74_pic: best", "irr >> line & 1 and not imr >> line & 1", "(irr & ~imr) >> line & 1"),
     ("71_decompress: unpack", "    if len(unpacked) < size", "    if len(unpacked) != size"),

@@ -99,7 +99,9 @@ def parse_gdb(
     "Raises `UsageError`."
     port, comma, run = value.partition(",")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535 or (comma and run != "run"):
-        raise UsageError(f"--gdb is a port from 0 to 65535, perhaps with `,run` behind it, and not {value[:40]!r}.")
+        raise UsageError(
+            f"--gdb is a port from 0 to 65535, perhaps with `,run` behind it, and not {value[:40]!r}."
+        )
     return Gdb(int(port), wait=not comma)
 
 # %% ../nbs/46_arguments.ipynb #c4a60c37
@@ -111,7 +113,9 @@ def _with_values(argv: list[str]) -> list[str]:
 
 def _positional(args: Arguments, positional: list[str]) -> None:
     if len(positional) < 2:
-        raise UsageError("Memory size and kernel are missing." if not positional else "The kernel is missing.")
+        raise UsageError(
+            "Memory size and kernel are missing." if not positional else "The kernel is missing."
+        )
     if not positional[0].isascii() or not positional[0].isdigit() or len(positional[0]) > 9:
         raise UsageError(f"The memory size is a number of megabytes, not {positional[0][:40]!r}.")
     args.megabytes, args.kernel = int(positional[0]), positional[1]
@@ -142,7 +146,9 @@ def parse(
                 args.initrd = value
             case "--host":
                 if value not in HOSTS:
-                    raise UsageError(f"There is no Host {value!r}; it is one of {', '.join(HOSTS)}.")
+                    raise UsageError(
+                        f"There is no Host {value!r}; it is one of {', '.join(HOSTS)}."
+                    )
                 args.host = value
             case "--stats":
                 args.stats = True
@@ -157,7 +163,9 @@ def parse(
             case "--version":
                 args.show = f"lguest-nb {lguest_nb.__version__}"
     if args.gdb is not None and args.host == "lguest":
-        raise UsageError("--gdb needs --host=soft: /dev/lguest keeps the Guest's registers to itself.")
+        raise UsageError(
+            "--gdb needs --host=soft: /dev/lguest keeps the Guest's registers to itself."
+        )
     if not args.show:
         _positional(args, positional)
     return args

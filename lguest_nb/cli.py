@@ -45,7 +45,9 @@ def make_host(
 ) -> LguestHost:
     "For a kernel of 2009. Raises `HostError` if it cannot be had on this machine."
     if name == "kvm":
-        raise HostError(f"{NO_KVM} A 32-bit kernel with lguest support never ran there: use --host=soft.")
+        raise HostError(
+            f"{NO_KVM} A 32-bit kernel with lguest support never ran there: use --host=soft."
+        )
     if name == "auto":
         try:
             return make_host("soft", stats, gdb)
@@ -146,7 +148,9 @@ def culprit(
     others: Collection[str],  # names of modules and packages which are not ours
 ) -> str:
     "Who made the mistake: the innermost module of `others` in its traceback, or lguest-nb."
-    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
     theirs = [name for name in names if name.partition(".")[0] in others]
     return f"the module {theirs[-1]!r}" if theirs else "lguest-nb"
 

@@ -100,11 +100,16 @@ class Target(Protocol):
         ...
 
 # %% ../nbs/85_debuggable.ipynb #763a0986
-_FLAGS = "CF:0 PF:2 AF:4 ZF:6 SF:7 TF:8 IF:9 DF:10 OF:11 NT:14 RF:16 VM:17 AC:18 VIF:19 VIP:20 ID:21"
+_FLAGS = (
+    "CF:0 PF:2 AF:4 ZF:6 SF:7 TF:8 IF:9 DF:10 OF:11 NT:14 RF:16 VM:17 AC:18 VIF:19 VIP:20 ID:21"
+)
 _GENERAL = "eax ecx edx ebx esp:data_ptr ebp:data_ptr esi edi eip:code_ptr eflags:i386_eflags cs ss ds es fs gs"
 _FPU_CONTROL = "fctrl fstat ftag fiseg fioff foseg fooff fop"
 I386 = (
-    *(Register(name, 32, kind or "int32") for name, _, kind in (word.partition(":") for word in _GENERAL.split())),
+    *(
+        Register(name, 32, kind or "int32")
+        for name, _, kind in (word.partition(":") for word in _GENERAL.split())
+    ),
     *(Register(f"st{n}", 80, "i387_ext") for n in range(8)),
     *(Register(name, 32, "int") for name in _FPU_CONTROL.split()),
     Register("cr2", 32, "data_ptr", "lguest.control"),

@@ -66,7 +66,9 @@ class Driver:
         "The address of `length` fresh bytes."
         address = self.next_buffer
         if address + length > self.end:
-            raise DriverError(f"No room for a buffer of {length} bytes: {self.end - address} are left.")
+            raise DriverError(
+                f"No room for a buffer of {length} bytes: {self.end - address} are left."
+            )
         self.next_buffer = address + (length + 15 & ~15)
         return address
 
@@ -86,7 +88,9 @@ class Driver:
         parts += [(self._buffer(length), length, DESC_WRITE) for length in into]
         table = self._buffer(16 * len(parts)) if indirect else self.vq.ring.desc
         if len(self.free) < (1 if indirect else len(parts)) or not parts:
-            raise DriverError(f"A chain of {len(parts)} descriptors, and {len(self.free)} are free.")
+            raise DriverError(
+                f"A chain of {len(parts)} descriptors, and {len(self.free)} are free."
+            )
         used = [self.free.pop(0) for _ in range(1 if indirect else len(parts))]
         index = list(range(len(parts))) if indirect else used
         for i, (address, length, flags) in enumerate(parts):

@@ -105,7 +105,9 @@ class Requests:
                 stopped = target.stopped()
                 return stop_reply(stopped) if stopped is not None else ""
             case "g", _:
-                return "".join(target.read_register(n).hex() for n in range(len(target.registers)))
+                return "".join(
+                    target.read_register(n).hex() for n in range(len(target.registers))
+                )
             case "G", values:
                 self._write_registers(bytes.fromhex(values))
             case "p", which:
@@ -177,7 +179,9 @@ class Requests:
             offset, length = number(found[1]), number(found[2])
             text = describe(self.target.registers)
             more = offset + length < len(text)
-            return ("m" if more else "l") + escape(text[offset : offset + length].encode()).decode()
+            return ("m" if more else "l") + escape(
+                text[offset : offset + length].encode()
+            ).decode()
         return ""
 
 # %% ../nbs/86_gdb.ipynb #b9cbc660
@@ -208,7 +212,9 @@ class Stub(Requests):
                 self._pass_break()
             elif kind == "broken":
                 if not self.acknowledging:
-                    raise ProtocolError("A packet without noise on the line had a wrong checksum.")
+                    raise ProtocolError(
+                        "A packet without noise on the line had a wrong checksum."
+                    )
                 self.output += b"-"
             elif kind == "packet":
                 self._take(payload)
@@ -220,7 +226,9 @@ class Stub(Requests):
             self.attached = True
             self.target.pause()
         if len(self._packets) >= _WAITING or len(self.output) > _UNHEARD:
-            raise ProtocolError(f"{len(self._packets)} packets wait, and {len(self.output)} bytes of answers.")
+            raise ProtocolError(
+                f"{len(self._packets)} packets wait, and {len(self.output)} bytes of answers."
+            )
         self._packets.append(payload)
         self.proceed()
 

@@ -43,7 +43,9 @@ class GdbServer:
             self._door.listen()
         except OSError as e:
             self._door.close()
-            raise LguestError(f"gdb cannot be let in at port {port} of {ADDRESS}: {e.strerror}.") from e
+            raise LguestError(
+                f"gdb cannot be let in at port {port} of {ADDRESS}: {e.strerror}."
+            ) from e
         self._door.setblocking(False)
         self.port: int = self._door.getsockname()[1]
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -119,7 +121,10 @@ class GdbServer:
             log.info("gdb: %s", e)
             self._hang_up()
         except Exception:
-            log.warning("This should not have happened while gdb was here; it is a defect in lguest-nb.", exc_info=True)
+            log.warning(
+                "This should not have happened while gdb was here; it is a defect in lguest-nb.",
+                exc_info=True,
+            )
             self._hang_up()
         else:
             self._poll.register(guest, select.POLLOUT if stub.output else select.POLLIN)

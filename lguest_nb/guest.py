@@ -74,7 +74,10 @@ def path() -> Path:
 
 def sources() -> dict[str, str]:
     "The files it is made of: name → text."
-    return {file.name: file.read_text(encoding="utf-8") for file in sorted((DATA / "tiny-guest").iterdir())}
+    return {
+        file.name: file.read_text(encoding="utf-8")
+        for file in sorted((DATA / "tiny-guest").iterdir())
+    }
 
 
 def sources_sum() -> str:
@@ -87,7 +90,9 @@ def _compile(command: Sequence[str], directory: str) -> None:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     if done.returncode:
         complaint = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
-        raise BuildError(f"`{command[0]} {command[-1]}` failed: {complaint}. Does it compile for 32 bits?")
+        raise BuildError(
+            f"`{command[0]} {command[-1]}` failed: {complaint}. Does it compile for 32 bits?"
+        )
 
 
 def build(
@@ -97,7 +102,9 @@ def build(
 ) -> Path:  # `out`
     "Compile the tiny guest. Raises `BuildError`."
     if not shutil.which(cc):
-        raise BuildError(f"There is no compiler {cc} here; the package has the finished kernel, {path().name}.")
+        raise BuildError(
+            f"There is no compiler {cc} here; the package has the finished kernel, {path().name}."
+        )
     with tempfile.TemporaryDirectory(prefix="tiny-guest-") as directory:
         for name, text in sources().items():
             Path(directory, name).write_text(text, encoding="utf-8")
@@ -107,7 +114,9 @@ def build(
             for_debugger = ["-Og", "-g", f"-fdebug-prefix-map={directory}={DATA / 'tiny-guest'}"] * symbols
             _compile([cc, *FLAGS, *for_debugger, f'-DSOURCES="{sources_sum()}"', *made], directory)
         link = [option for option in LINK if option != "-s" or not symbols]
-        _compile([cc, *link, "-o", "tiny-guest.elf", *(f"{unit.stem}.o" for unit in units)], directory)
+        _compile(
+            [cc, *link, "-o", "tiny-guest.elf", *(f"{unit.stem}.o" for unit in units)], directory
+        )
         shutil.copyfile(Path(directory, "tiny-guest.elf"), out)
     return out
 
@@ -118,7 +127,9 @@ def command_line(
 ) -> str:
     "What to say to the tiny guest so that it runs `commands` before its first prompt. Raises `LguestError`."
     if bad := [command for command in commands if '"' in command or ";" in command]:
-        raise LguestError(f'The tiny guest cannot run `{bad[0]}`: `"` and `;` have a meaning on its command line.')
+        raise LguestError(
+            f'The tiny guest cannot run `{bad[0]}`: `"` and `;` have a meaning on its command line.'
+        )
     return " ".join([f"ip={ip}"] * bool(ip) + [f'run="{"; ".join(commands)}"'] * bool(commands))
 
 
@@ -164,7 +175,9 @@ def poke_descriptors(
     first: int = 0,  # where in the table
 ) -> str:
     "The shell command which puts descriptors into a ring."
-    return poke_line(ring.desc + DESC.size * first, b"".join(DESC.pack(*each) for each in descriptors))
+    return poke_line(
+        ring.desc + DESC.size * first, b"".join(DESC.pack(*each) for each in descriptors)
+    )
 
 
 def poke_available(
@@ -175,4 +188,6 @@ def poke_available(
 ) -> str:
     "The shell command which makes chains available, in a ring which starts at zero."
     count = len(heads) if idx is None else idx
-    return poke_line(ring.avail, struct.pack(f"<{2 + len(heads)}H", flags, count & 0xFFFF, *heads))
+    return poke_line(
+        ring.avail, struct.pack(f"<{2 + len(heads)}H", flags, count & 0xFFFF, *heads)
+    )

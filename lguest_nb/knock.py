@@ -52,7 +52,9 @@ class KnockHandler:
         self._lock = threading.Lock()
         self._users = 0
         self._before: Any = _ffi.new("struct sigaction *")
-        self._ours: Any = _ffi.new("struct sigaction *", {"handler": _ffi.cast("void *", _libc.abs)})
+        self._ours: Any = _ffi.new(
+            "struct sigaction *", {"handler": _ffi.cast("void *", _libc.abs)}
+        )
 
     def take(self) -> None:
         "One more user. Raises `HostError` if the process uses the signal for something else."
@@ -124,7 +126,9 @@ class Reader:
             if self._null >= 0:
                 os.close(self._null)
             knock_handler.give_back()
-            raise HostError(f"There is no descriptor left for reading from {fd}: {e.strerror}.") from e
+            raise HostError(
+                f"There is no descriptor left for reading from {fd}: {e.strerror}."
+            ) from e
         self._door = threading.Lock()
         self._sleeper: int | None = None
 

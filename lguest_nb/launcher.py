@@ -44,7 +44,9 @@ def check_processor() -> None:
     "Raise `LguestError` on a processor whose memory order our rings don't know."
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64", "i386", "i486", "i586", "i686"):
-        raise LguestError(f"lguest-nb runs on x86 processors only, as lguest did; this one is {machine}.")
+        raise LguestError(
+            f"lguest-nb runs on x86 processors only, as lguest did; this one is {machine}."
+        )
 
 # %% ../nbs/40_launcher.ipynb #18053b16
 def _forget_locals(error: BaseException | None) -> None:
@@ -186,7 +188,9 @@ class BaseLauncher(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         _forget_locals(error)
         self.close()
 

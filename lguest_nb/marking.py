@@ -70,7 +70,9 @@ def _collect(answer: Any) -> Iterator[Case]:
         (0, 65535, (7,), "the index has just wrapped"),
     ):
         want = [ring[slot] for slot in slots], idx
-        yield Case(f"collect(ring, {idx}, {seen})", partial(call, answer, ring, idx, seen), want, why)
+        yield Case(
+            f"collect(ring, {idx}, {seen})", partial(call, answer, ring, idx, seen), want, why
+        )
 
 
 @exercise("14_hostile_rings: refused")
@@ -174,4 +176,6 @@ def _fill(answer: Any) -> Iterator[Case]:
         ((), repeat(1), "no buffers, no bytes"),
     ):
         want = sum(sizes), bytes(range(1, sum(sizes) + 1))
-        yield Case(f"fill of {list(sizes)} bytes", partial(_filled, answer, sizes, pieces), want, why)
+        yield Case(
+            f"fill of {list(sizes)} bytes", partial(_filled, answer, sizes, pieces), want, why
+        )

@@ -65,7 +65,9 @@ def _segment(answer: Any) -> Iterator[Case]:
         (0x00000FFF, 0x0040B300, (0, 0xFFF, 1), "without G the limit counts bytes"),
         (0x00000000, 0x00459300, (0, 0x50000, 0), "four bits of the limit are in the upper word"),
     ):
-        yield Case(f"segment({low:#010x}, {high:#010x})", partial(call, answer, low, high), want, why)
+        yield Case(
+            f"segment({low:#010x}, {high:#010x})", partial(call, answer, low, high), want, why
+        )
 
 
 @exercise("54_page_tables: walk")
@@ -102,10 +104,14 @@ def _frame(answer: Any) -> Iterator[Case]:
         yield Case(f"frame at level {level}, enabled={enabled}, error={error}", run, want, why)
 
 # %% ../nbs/99_marking_host.ipynb #ee801457
-def _emptied(answer: Any, filled: dict[int, str], first: int, real: str, busy: bool = False) -> tuple[str, object]:
+def _emptied(
+    answer: Any, filled: dict[int, str], first: int, real: str, busy: bool = False
+) -> tuple[str, object]:
     "What was done in which order, and the status of the entries; a `!` at the end of a call: for the Launcher."
     status = [0 if entry in filled else 0xFF for entry in range(4)]
-    ring = SimpleNamespace(status=status, calls=[filled.get(entry, "?") for entry in range(4)], next=first)
+    ring = SimpleNamespace(
+        status=status, calls=[filled.get(entry, "?") for entry in range(4)], next=first
+    )
     done: list[str] = []
 
     def do(it: str) -> bool:

@@ -101,10 +101,14 @@ def _next_one(answer: Any) -> Iterator[Case]:
     yield Case("when it's there at once", partial(_woken, answer, 1), want, "nobody has to sleep for it")
     yield Case("when the Guest takes its time", partial(_woken, answer, never), want, "only a kick ends the sleep")
     stray = partial(_woken, answer, never, False, 1)
-    yield Case("with a stray kick", stray, want, "a kick says: look; it doesn't say that there is one")
+    yield Case(
+        "with a stray kick", stray, want, "a kick says: look; it doesn't say that there is one"
+    )
     for step in range(2, 11):
         said = f"when the Guest adds before your step {step}"
-        yield Case(said, partial(_woken, answer, step), want, "it must be found, or there must be a kick")
+        yield Case(
+            said, partial(_woken, answer, step), want, "it must be found, or there must be a kick"
+        )
         said += ", and stores are seen late"
         why = "a look may overtake a store, unless there is a fence"
         yield Case(said, partial(_woken, answer, step, True), want, why)
@@ -176,7 +180,9 @@ def _turn(answer: Any) -> Iterator[Case]:
         ([b"0123456789"], [3], "three buffers of a paste are one interrupt"),
         ([b"01234567", b"x"], [2, 1], "the end of a paste is found by asking for more"),
     ):
-        yield Case(f"typing {bursts}", partial(_typed, answer, bursts), (b"".join(bursts), heard), why)
+        yield Case(
+            f"typing {bursts}", partial(_typed, answer, bursts), (b"".join(bursts), heard), why
+        )
 
 # %% ../nbs/99_marking_machines.ipynb #7dde8c21
 class Disk:
@@ -210,7 +216,9 @@ class Disk:
         "How many bytes were written; past the end, the file grows. Raises `OSError`."
         if self.broken:
             raise OSError(28, "No space left on device")
-        self.file = self.file[:offset].ljust(offset, b"\0") + data + self.file[offset + len(data) :]
+        self.file = (
+            self.file[:offset].ljust(offset, b"\0") + data + self.file[offset + len(data) :]
+        )
         return len(data)
 
 

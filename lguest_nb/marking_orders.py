@@ -130,7 +130,9 @@ def _waited(answer: Any, *arrivals: tuple[int, str]) -> str:
         try:
             what = wait.send(told)
         except StopIteration:
-            return ("done" if happened else "not done") + (", interrupts on" if on else ", interrupts off")
+            return ("done" if happened else "not done") + (
+                ", interrupts on" if on else ", interrupts off"
+            )
         told = happened if what == "done?" else None
         if what == "halt":
             if not pending and not coming:
@@ -148,12 +150,16 @@ def _wait_for(answer: Any) -> Iterator[Case]:
     yield Case("a wait which takes its time", partial(_waited, answer, (99, "it")), want, "halt, and it will come")
     for it in range(10):
         for tick in range(it + 1):
-            said = f"a wait with a tick before step {tick}, and what is waited for before step {it},"
+            said = (
+                f"a wait with a tick before step {tick}, and what is waited for before step {it},"
+            )
             yield Case(said, partial(_waited, answer, (tick, "tick"), (it, "it")), want, why)
 
 # %% ../nbs/99_marking_orders.ipynb #e1e1cd6e
 class _Trapped:
-    def __init__(self, pending: bool = False, halts: bool = False, notifies: bool = False) -> None:
+    def __init__(
+        self, pending: bool = False, halts: bool = False, notifies: bool = False
+    ) -> None:
         self.pending, self.waiting, self.halted = pending, False, False
         self._halts, self._notifies = halts, notifies
         self.said: list[str] = []

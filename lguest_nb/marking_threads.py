@@ -160,9 +160,13 @@ def _sum(answer: Any) -> Iterator[Case]:
         ("no room", [three, b"\1\2\3"], [3], 0, bytes(3), "an answer goes whole or not at all"),
         ("nowhere to write", [three, b"\1\2\3"], [], 0, b"", "the chain goes back all the same"),
     ):
-        yield Case(f"serving {said}", partial(_summed, answer, out, sizes), ([(7, length)], want), why)
+        yield Case(
+            f"serving {said}", partial(_summed, answer, out, sizes), ([(7, length)], want), why
+        )
     run = partial(_summed, answer, [big], [4], True)
     all_of_it = [(7, 4)], (200_000).to_bytes(4, "little")
-    yield Case("serving a Guest which changes its header", run, all_of_it, "a header is read once")
+    yield Case(
+        "serving a Guest which changes its header", run, all_of_it, "a header is read once"
+    )
     run = partial(_summed, answer, [big], [4], False, 2)
     yield Case("serving 200,000 bytes, and a reset", run, Stopped, "call `check` before each 64 KiB, and let it pass")

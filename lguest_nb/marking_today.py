@@ -75,7 +75,9 @@ def _driven_cases(answer: Any) -> Iterator[Case]:
     for turns in map("".join, product("DH", repeat=_TURNS)):
         said = f"turns {turns}"
         why = "what is cleared must have been seen, and what is seen must have been there"
-        yield Case(said, partial(_driven, answer, turns), f"{_ROUNDS} of {_ROUNDS} buffers taken", why)
+        yield Case(
+            said, partial(_driven, answer, turns), f"{_ROUNDS} of {_ROUNDS} buffers taken", why
+        )
 
 # %% ../nbs/99_marking_today.ipynb #d24a65e4
 def _rank(line: int, lowest: int) -> int:
@@ -114,7 +116,9 @@ def _next_rise(answer: Any) -> Iterator[Case]:
             (at - 1, at, "a nanosecond before it's due"),
             (at, after, "at this very moment it has risen, so the next one is asked for"),
         ):
-            yield Case(f"next_rise({began}, {n}, {now})", partial(call, answer, began, n, now), want, why)
+            yield Case(
+                f"next_rise({began}, {n}, {now})", partial(call, answer, began, n, now), want, why
+            )
 
 # %% ../nbs/99_marking_today.ipynb #87dcb59d
 def _unpacked(answer: Any, pieces: list[bytes], size: int, endless: bool = False) -> str:

@@ -72,4 +72,6 @@ def _registers(answer: Any) -> Iterator[Case]:
         ("xxxxxxxx02000000", two, {"eax": None, "ecx": 2}, "x is what nobody knows"),
         ("07", [("flag", 8)], {"flag": 7}, "one byte is enough"),
     ):
-        yield Case(f"registers({reply!r}, {sizes})", partial(call, answer, reply, sizes), want, why)
+        yield Case(
+            f"registers({reply!r}, {sizes})", partial(call, answer, reply, sizes), want, why
+        )

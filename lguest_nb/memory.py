@@ -54,7 +54,9 @@ def map_zeroed_pages(
     except (OSError, OverflowError, ValueError) as e:
         if fd >= 0:
             os.close(fd)
-        raise LguestError(f"Mapping {length // PAGE_SIZE} pages ({length} bytes) of zeroes failed: {e}.") from e
+        raise LguestError(
+            f"Mapping {length // PAGE_SIZE} pages ({length} bytes) of zeroes failed: {e}."
+        ) from e
 
 # %% ../nbs/00_memory.ipynb #a47d5c6c
 class GuestMemory:
@@ -67,7 +69,9 @@ class GuestMemory:
     ) -> None:
         "Raises `LguestError` if `size` is no whole number of pages, or if there is not that much."
         if size <= 0 or size % PAGE_SIZE:
-            raise LguestError(f"A Guest needs a whole number of {PAGE_SIZE}-byte pages of memory, not {size} bytes.")
+            raise LguestError(
+                f"A Guest needs a whole number of {PAGE_SIZE}-byte pages of memory, not {size} bytes."
+            )
         self.size = self.limit = size
         self.maximum = size + device_pages * PAGE_SIZE
         self.map, self.fd = map_zeroed_pages(self.maximum)
@@ -116,7 +120,9 @@ class GuestMemory:
         "Hand `count` zeroed pages to a device: their Guest-physical address. Raises `LguestError` when none are left."
         if count * PAGE_SIZE > self.maximum - self.limit:
             left = (self.maximum - self.limit) // PAGE_SIZE
-            raise LguestError(f"Not enough memory for devices: {count} more pages asked for, {left} left.")
+            raise LguestError(
+                f"Not enough memory for devices: {count} more pages asked for, {left} left."
+            )
         address = self.limit
         self.limit += count * PAGE_SIZE
         return address

@@ -32,7 +32,9 @@ def import_module(
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
         if e.name is not None and f"{name}.".startswith(f"{e.name}."):
-            here = "neither in a directory of sys.path nor, at the command line, in the current one"
+            here = (
+                "neither in a directory of sys.path nor, at the command line, in the current one"
+            )
             raise PluginError(f"There is no module {e.name!r}: {here}.") from e
         raise PluginError(f"The module {name!r} needs another: {e}.") from e
     except (Exception, SystemExit) as e:

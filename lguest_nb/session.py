@@ -104,7 +104,9 @@ class Session:
 
     def listen_to(self, keyboard: Keyboard) -> None:
         "Start the keyboard, with our own keys if a person types there."
-        keyboard.escape = EscapeKey({"x": self.leave, "i": self.inform, "h": lambda: self._answer(KEYS)})
+        keyboard.escape = EscapeKey(
+            {"x": self.leave, "i": self.inform, "h": lambda: self._answer(KEYS)}
+        )
         keyboard.start()
         if keyboard.interactive:
             tell_meanwhile(HINT).join(_PATIENCE)
@@ -218,6 +220,9 @@ class Instruments:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

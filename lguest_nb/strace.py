@@ -88,9 +88,13 @@ def strace(
     try:
         with tempfile.NamedTemporaryFile("r", errors="replace") as trace:
             tracing = [*prefix, "strace", "-f", "-y", "-s", "40", "-o", trace.name, *command]
-            done = subprocess.run(tracing, stdin=quiet, capture_output=True, text=True, timeout=patience)
+            done = subprocess.run(
+                tracing, stdin=quiet, capture_output=True, text=True, timeout=patience
+            )
             if done.returncode:
-                raise LguestError(f"`{command[0]}` ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+                raise LguestError(
+                    f"`{command[0]}` ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+                )
             return parse(trace.read()), done.stdout
     finally:
         os.close(quiet)

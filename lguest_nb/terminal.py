@@ -57,7 +57,9 @@ class Terminal:
         "Start the guard, and make the terminal raw. Before there are any threads."
         if not os.isatty(self.fd):
             return
-        ours, guards = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        ours, guards = (
+            end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        )
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _GUARD_BLOCKS)
         self._guard_pid = os.fork()
         if self._guard_pid == 0:

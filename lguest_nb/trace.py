@@ -35,7 +35,9 @@ class Sink:
         self.path, self.fd, self.broken = path or "stderr", 2, False
         if path:
             try:
-                self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+                self.fd = os.open(
+                    path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
+                )
             except OSError as e:
                 raise LguestError(f"Failed to open {path} for writing: {e.strerror}.") from e
 
@@ -113,7 +115,9 @@ class ChromeTrace:
         records: list[dict[str, object]] = [{"name": event.what, "ph": "i", "s": "t", **every}]
         if introduce:
             name = {"name": event.thread}
-            records.insert(0, {"name": "thread_name", "ph": "M", "pid": 1, "tid": thread, "args": name})
+            records.insert(
+                0, {"name": "thread_name", "ph": "M", "pid": 1, "tid": thread, "args": name}
+            )
         if event.what in ("take", "used"):
             phase = "b" if event.what == "take" else "e"
             records.append({"name": "chain", "ph": phase, "id": event.values["head"], **every})
@@ -130,7 +134,9 @@ class Watcher:
         **values: int,  # what else there is to say: head, readable, writable, length
     ) -> None:
         "One of the six events, on the thread which it happens on. What this does, the thread has to wait for."
-        raise NotImplementedError(f"{type(self).__name__} does not say what it does about a {what}.")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what it does about a {what}."
+        )
 
     def asleep(
         self,

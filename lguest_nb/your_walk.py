@@ -45,7 +45,9 @@ class Ram:
     ) -> None:
         "Raise `BadAddress` unless all these bytes are the Guest's."
         if not 0 <= address <= self.limit or not 0 <= length <= self.limit - address:
-            raise BadAddress(f"Invalid address {address:#x}: {length} bytes do not fit below {self.limit:#x}.")
+            raise BadAddress(
+                f"Invalid address {address:#x}: {length} bytes do not fit below {self.limit:#x}."
+            )
 
     def read(
         self,
@@ -111,7 +113,9 @@ NAMED = [
     Named("out after an empty in", [(0, 0, _N | _W, 1), _OUT], [], None),
     Named("a table", [_TO_TABLE], [_IN], ([], [(BUFFER, 16)])),
     Named("a table with WRITE", [(TABLE, 16, _I | _W, 0)], [_OUT], ([(BUFFER, 16)], [])),
-    Named("a table behind a buffer", [(0, 4, _N, 1), _TO_TABLE], [_IN], ([(0, 4)], [(BUFFER, 16)])),
+    Named(
+        "a table behind a buffer", [(0, 4, _N, 1), _TO_TABLE], [_IN], ([(0, 4)], [(BUFFER, 16)])
+    ),
     Named("a table of eight", [(TABLE, 128, _I, 0)], _long(8), (_EIGHT, [])),
     Named("a long table, a short chain", [(TABLE, 16 * 12, _I, 0)], [(0, 4, _N, 11), *[_IN] * 11],
           ([(0, 4)], [(BUFFER, 16)])),
@@ -180,12 +184,17 @@ def _thrown() -> Iterator[tuple[str, bytes, int, bool]]:
         image = bytearray(guest.LIMIT)
         for at in (guest.RING.desc, TABLE):
             for i in range(NUM):
-                entry = (*map(dice.choice, (_ADDRESSES, _LENGTHS, _FLAGS)), dice.randrange(NUM + 2))
+                entry = (
+                    *map(dice.choice, (_ADDRESSES, _LENGTHS, _FLAGS)),
+                    dice.randrange(NUM + 2),
+                )
                 DESC.pack_into(image, at + DESC.size * i, *entry)
         yield f"round {number} of the dice", bytes(image), dice.randrange(NUM), dice.random() < 0.8
 
 # %% ../nbs/16_your_walk.ipynb #f11cd42f
-def _walked(walk: Any, image: bytes, limit: int, desc: int, head: int, negotiated: bool, nervous: bool) -> object:
+def _walked(
+    walk: Any, image: bytes, limit: int, desc: int, head: int, negotiated: bool, nervous: bool
+) -> object:
     readable, writable = walk(Ram(image, limit, nervous), desc, NUM, head, negotiated)
     return list(readable), list(writable)
 

@@ -130,7 +130,9 @@ def setup_wire() -> Net:
     "A card with nothing but a thread at the other end of its wire."
     ours, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     card = Net(ours.detach(), where="a wire, and somebody who answers")
-    threading.Thread(target=somebody_answers, args=(wire, card), name="the wire", daemon=True).start()
+    threading.Thread(
+        target=somebody_answers, args=(wire, card), name="the wire", daemon=True
+    ).start()
     return card
 
 # %% ../../nbs/68_either.ipynb #414e2a70
@@ -142,7 +144,9 @@ def parse(
     parser.add_argument("--design", choices=("before", "after"), default="before", help="June 2009 (default: before)")
     parser.add_argument("--usec", type=int, default=500, help="microseconds of transmit mitigation, at first; 0: none")
     parser.add_argument("--tunnet", metavar="IP[:MAC]", help="a network card with a tap device")
-    parser.add_argument("--wire", action="store_true", help="or one whose wire ends at somebody who answers pings")
+    parser.add_argument(
+        "--wire", action="store_true", help="or one whose wire ends at somebody who answers pings"
+    )
     parser.add_argument("--ip", default="192.168.19.2", help="the Guest's own address")
     parser.add_argument("--block", metavar="FILE", help="a disk")
     parser.add_argument("--rng", action="store_true", help="entropy")

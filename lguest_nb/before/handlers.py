@@ -63,7 +63,9 @@ class Handlers:
 
     def handle_input(self) -> bool:
         "`fd` is readable: do one thing. False: watch it no more. Raises `GuestError`."
-        raise NotImplementedError(f"The device {self.device.name} says nothing about its descriptor.")
+        raise NotImplementedError(
+            f"The device {self.device.name} says nothing about its descriptor."
+        )
 
     @property
     def handle_output(self) -> Sequence[HandleOutput]:
@@ -174,7 +176,9 @@ class NetHandlers(Handlers):
             self.device.warn_once("%s: Failed to read from tun: %s", vq.name, e.strerror)
             return False
         if length > sum(map(len, views)):
-            self.device.warn_once("%s: a packet did not fit into the Guest's buffers and is lost", vq.name)
+            self.device.warn_once(
+                "%s: a packet did not fit into the Guest's buffers and is lost", vq.name
+            )
             length = 0
         vq.add_used(chain, length)
         vq.trigger()
@@ -253,4 +257,6 @@ def handlers_of(
         return BlockHandlers(device, loop)
     if isinstance(device, Rng):
         return RngHandlers(device, loop)
-    raise LguestError(f"The device {device.name} has functions which sleep, and in one loop nobody may.")
+    raise LguestError(
+        f"The device {device.name} has functions which sleep, and in one loop nobody may."
+    )

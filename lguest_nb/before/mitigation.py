@@ -41,7 +41,9 @@ class Alarm:
     def __init__(self) -> None:
         "Takes SIGALRM, until `close`. Raises `LguestError` on any thread but the main one."
         if threading.current_thread() is not threading.main_thread():
-            raise LguestError("The Launcher of before June 2009 lives on the main thread: it wants SIGALRM.")
+            raise LguestError(
+                "The Launcher of before June 2009 lives on the main thread: it wants SIGALRM."
+            )
         self.fd, self._rings = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # `timeoutpipe`
         self._handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
         self._wakeup_fd = signal.set_wakeup_fd(self._rings, warn_on_full_buffer=False)

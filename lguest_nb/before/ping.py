@@ -35,7 +35,9 @@ def count(
     lists: dict[str, list[str]],  # thread → what it did
 ) -> int:
     "System calls in them: what came back from one isn't another one, and a signal isn't one at all."
-    return sum(call != "SIGALRM" and " = " not in call for calls in lists.values() for call in calls)
+    return sum(
+        call != "SIGALRM" and " = " not in call for calls in lists.values() for call in calls
+    )
 
 # %% ../../nbs/69_the_change.ipynb #5acc2250
 PINGED = "192.168.19.1"
@@ -141,11 +143,16 @@ def one_ping(
 ) -> Ping:
     "The second ping, sorted."
     words = [label(call).split(maxsplit=2) for call in calls]
-    names = {int(number): name for what, number, name in (w for w in words if w[0] == "thread" and len(w) == 3)}
+    names = {
+        int(number): name
+        for what, number, name in (w for w in words if w[0] == "thread" and len(w) == 3)
+    }
     first, last = window(calls)
     roles: dict[str, list[Call]] = {}
     for call in calls:
-        under_way = call.began < last and (call.began >= first or call.ended is not None and first < call.ended < last)
+        under_way = call.began < last and (
+            call.began >= first or call.ended is not None and first < call.ended < last
+        )
         if under_way and names.get(call.thread) in _ROLES:
             roles.setdefault(_ROLES[names[call.thread]], []).append(call)
     if "Waker" in roles:
@@ -174,6 +181,9 @@ def beside(
     rows: list[tuple[str, str]] = []
     for _, a, b, c, d in SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
         length = max(b - a, d - c)
-        left, right = [*theirs[a:b], *[""] * length][:length], [*ours[c:d], *[""] * length][:length]
+        left, right = (
+            [*theirs[a:b], *[""] * length][:length],
+            [*ours[c:d], *[""] * length][:length],
+        )
         rows += zip(left, right, strict=True)
     return rows

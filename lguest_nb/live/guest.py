@@ -135,7 +135,9 @@ class LiveGuest:
             if earlier is not None and earlier is not self:
                 earlier.stop()
                 if not earlier.wait(_PATIENCE):
-                    raise LguestError(f"The earlier Guest '{self.name}' did not end within {_PATIENCE:g} seconds.")
+                    raise LguestError(
+                        f"The earlier Guest '{self.name}' did not end within {_PATIENCE:g} seconds."
+                    )
             if self.over.is_set():
                 self._start()
             _names[self.name] = self
@@ -263,7 +265,9 @@ class LiveGuest:
 
     def _wait_for(self, text: str, since: int, patience: float) -> str:
         def new() -> str:
-            return self.said[max(0, len(self.said) - (self.heard_so_far - since)) :].decode(errors="replace")
+            return self.said[max(0, len(self.said) - (self.heard_so_far - since)) :].decode(
+                errors="replace"
+            )
 
         with self._news:
             if not self._news.wait_for(lambda: text in new() or self.over.is_set(), patience):
@@ -283,5 +287,8 @@ class LiveGuest:
             return explain(self.error)
         if self.ending is None:
             return "It has not been started."
-        sentences = {"stopped": "You stopped it.", "power-off": f"It switched itself off: {self.ending.reason}."}
+        sentences = {
+            "stopped": "You stopped it.",
+            "power-off": f"It switched itself off: {self.ending.reason}.",
+        }
         return sentences.get(self.ending.how, f"It died: {self.ending.reason}")

@@ -112,7 +112,10 @@ def _squares(runs: Sequence[tuple[int, int]], found: Sequence[Region], size: int
         opacity = 0.16 + 0.84 * min(1.0, used * 4) if used else 0.16
         look = kind, f"{opacity:.2f}"
         ways[look] = ways.get(look, "") + f"M{x:.1f} {y:.1f}h12.6v12.6h-12.6z"
-    out = (f'<path d="{way}" class="{kind}" fill-opacity="{opacity}"/>' for (kind, opacity), way in ways.items())
+    out = (
+        f'<path d="{way}" class="{kind}" fill-opacity="{opacity}"/>'
+        for (kind, opacity), way in ways.items()
+    )
     width, height = _ACROSS * _SIDE, SQUARES // _ACROSS * _SIDE
     box = f'viewBox="0 0 {width:g} {height:g}"'
     return f'<svg class="memory" {box} role="img" aria-label="all of RAM">{"".join(out)}</svg>'
@@ -134,7 +137,9 @@ def paint_map(
     "The picture of a memory."
     rows = []
     for region in found:
-        used = overlap(runs, region.start // PAGE_SIZE * PAGE_SIZE, -(-region.end // PAGE_SIZE) * PAGE_SIZE)
+        used = overlap(
+            runs, region.start // PAGE_SIZE * PAGE_SIZE, -(-region.end // PAGE_SIZE) * PAGE_SIZE
+        )
         rows.append(
             f'<tr><td><i class="{region.kind}"></i>{escape(region.name)}</td>'
             f"<td>{region.start:#010x}</td><td>{region.end - 1:#010x}</td>"
@@ -166,7 +171,9 @@ class MemoryView(View):
 
     def _look(self, launcher: Launcher, kernel: str) -> None:
         memory = launcher.memory
-        self._picture = paint_map(regions(launcher, kernel), touched(memory), memory.size, memory.maximum)
+        self._picture = paint_map(
+            regions(launcher, kernel), touched(memory), memory.size, memory.maximum
+        )
 
     def draw(self) -> str | None:
         "Now and then."

@@ -98,7 +98,9 @@ def follow(
         if len(links) > num:
             return ChainPicture(head, tuple(links), "it goes round in a circle")
         if link.flags & DESC_INDIRECT:
-            fits = 0 <= link.address <= memory.limit and link.length <= memory.limit - link.address
+            fits = (
+                0 <= link.address <= memory.limit and link.length <= memory.limit - link.address
+            )
             if inside or not fits or link.length > DESC.size * num:
                 return ChainPicture(head, tuple(links), "its indirect table makes no sense")
             table, index, inside = memory.map[link.address : link.address + link.length], 0, True
@@ -143,9 +145,14 @@ def heads(
     return [avail[(first + i) % len(avail)] for i in range(count)]
 
 
-def _owners(table: Sequence[Link], waiting: Sequence[ChainPicture], work: Sequence[ChainPicture]) -> list[Owner]:
+def _owners(
+    table: Sequence[Link], waiting: Sequence[ChainPicture], work: Sequence[ChainPicture]
+) -> list[Owner]:
     owners: list[Owner] = ["guest" if link.address or link.length else "blank" for link in table]
-    states: tuple[tuple[Owner, Sequence[ChainPicture]], ...] = (("waiting", waiting), ("work", work))
+    states: tuple[tuple[Owner, Sequence[ChainPicture]], ...] = (
+        ("waiting", waiting),
+        ("work", work),
+    )
     for owner, chains in states:
         for link in (link for chain in chains for link in chain.links if not link.inside):
             owners[link.number] = owner
@@ -163,7 +170,7 @@ def snapshot(
     used_flags, used_idx, *behind = memoryview(reading.used).cast("H")
     pairs = memoryview(reading.used)[4 : 4 + 8 * num].cast("I").tolist()
     used = tuple(zip(pairs[::2], pairs[1::2], strict=True))
-    events = (avail.pop(), behind[-1]) if vq.event_idx else (None, None)
+    used_event, avail_event = (avail.pop(), behind[-1]) if vq.event_idx else (None, None)
     table = tuple(Link(i, a, n, f, after, False) for i, (a, n, f, after) in enumerate(DESC.iter_unpack(reading.desc)))
     waiting = tuple(follow(vq.memory, reading.desc, head) for head in heads(avail, taken, avail_idx))
     work = tuple(follow(vq.memory, reading.desc, head) for head in heads(avail, given, taken))
@@ -171,6 +178,6 @@ def snapshot(
     flags = ["NO_INTERRUPT"] * (avail_flags & AVAIL_NO_INTERRUPT) + ["NO_NOTIFY"] * (used_flags & USED_NO_NOTIFY)
     return RingSnapshot(
         vq.name, num, taken, given, reading.pending, avail_idx, used_idx, tuple(avail), used, table,
-        tuple(_owners(table, waiting, work)), waiting, work, () if vq.event_idx else tuple(flags), *events,
-        state or thread_state(vq.thread), exact, all(used[i % num][0] == avail[i % num] for i in both),
+        tuple(_owners(table, waiting, work)), waiting, work, () if vq.event_idx else tuple(flags), used_event,
+        avail_event, state or thread_state(vq.thread), exact, all(used[i % num][0] == avail[i % num] for i in both),
     )  # fmt: skip

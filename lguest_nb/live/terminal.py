@@ -117,7 +117,9 @@ class Terminal:
                 self._keep(self.screen.history.top)
             self.fed += len(data)
 
-    def _keep(self, left: "deque[pyte.screens.StaticDefaultDict[int, pyte.screens.Char]]") -> None:
+    def _keep(
+        self, left: "deque[pyte.screens.StaticDefaultDict[int, pyte.screens.Char]]"
+    ) -> None:
         while left:
             line = left.popleft()
             text = "".join(line[x].data for x in range(self.screen.columns))
@@ -136,7 +138,9 @@ class Terminal:
     def text(self) -> str:
         "The same as plain text, without the blank lines at its end."
         with self.lock:
-            rows = [text for _, text in self.scrolled] + [row.rstrip() for row in self.screen.display]
+            rows = [text for _, text in self.scrolled] + [
+                row.rstrip() for row in self.screen.display
+            ]
         return "\n".join(rows).rstrip("\n")
 
 # %% ../../nbs/92_terminal_view.ipynb #9baf4767
@@ -169,7 +173,9 @@ class TerminalView(View):
     def began(self, launcher: Launcher) -> None:
         "A line between two lives."
         if self.guest is not None and self.guest.lives > 1:
-            title = f" life number {self.guest.lives} ".center(self.terminal.screen.columns - 1, "─")
+            title = f" life number {self.guest.lives} ".center(
+                self.terminal.screen.columns - 1, "─"
+            )
             self.terminal.feed(f"\x1b[0m\r\n\x1b[90m{title}\x1b[0m\r\n".encode())
         super().began(launcher)
 

@@ -173,7 +173,9 @@ def _axis(times: Sequence[int], xs: Sequence[float], height: float) -> str:
     out, free = [], 0.0
     for moment, x in zip(times, xs, strict=True):
         if x >= free:
-            out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_ABOVE - 6}" y2="{height:g}" class="grid"/>')
+            out.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_ABOVE - 6}" y2="{height:g}" class="grid"/>'
+            )
             where = f'x="{x:.1f}" y="{_ABOVE - 12}" text-anchor="middle"'
             out.append(f'<text {where} class="faint small">{_micro(moment)}</text>')
             free = x + 62
@@ -215,7 +217,9 @@ def paint_timeline(
         out.append(f'<text x="0" y="{y + 15}" class="lane">{escape(lane)}</text>')
     for span in line.spans:
         x, width = xs[span.first], max(1.0, xs[span.end] - xs[span.first])
-        title = f"{span.lane}: {span.state}, {_micro(line.times[span.end] - line.times[span.first])}"
+        title = (
+            f"{span.lane}: {span.state}, {_micro(line.times[span.end] - line.times[span.first])}"
+        )
         out.append(
             f'<rect x="{x:.1f}" y="{ys[span.lane]}" width="{width:.1f}" height="{_HIGH}" class="span {span.state}">'
             f"<title>{escape(title)}</title></rect>"
@@ -227,7 +231,9 @@ def paint_timeline(
         for kind in ("kick", "interrupt")
     )
     whole = xs[-1] + 30
-    legend = "".join(f'<span><i class="{kind}"></i>{escape(text)}</span>' for kind, text in _MEANING)
+    legend = "".join(
+        f'<span><i class="{kind}"></i>{escape(text)}</span>' for kind, text in _MEANING
+    )
     return (
         f'<svg class="timeline" viewBox="0 0 {whole:.0f} {height}" style="width:{whole:.0f}px" role="img" '
         f'aria-label="{len(line.times) - 1} events in {len(line.lanes)} lanes"><defs>{tips}</defs>{"".join(out)}</svg>'

@@ -134,7 +134,9 @@ class View(anywidget.AnyWidget):
         "It is about to run: paint until it is over."
         with self._beat_lock:
             if self._beating is None:
-                self._beating = threading.Thread(target=self._beat, name="lguest view", daemon=True)
+                self._beating = threading.Thread(
+                    target=self._beat, name="lguest view", daemon=True
+                )
                 self._beating.start()
 
     def ended(self, launcher: Launcher) -> None:

@@ -84,7 +84,10 @@ def find(
     *seen: tuple[Snapshot, int],  # a snapshot, and the value which the word has there
 ) -> int:  # its index
     "The word which has, in each of several snapshots, the value given with it. Raises `HostError`."
-    return only(what, [i for i in range(len(seen[0][0])) if all(words[i] == value for words, value in seen)])
+    return only(
+        what,
+        [i for i in range(len(seen[0][0])) if all(words[i] == value for words, value in seen)],
+    )
 
 # %% ../../../nbs/51_calibrate.ipynb #8c2bd2d6
 _PLANTED = {
@@ -105,7 +108,10 @@ def measure_registers(probe: Probe) -> dict[str, int]:
 def measure_segments(probe: Probe) -> list[Segment]:
     "Where ES, CS, SS and DS are. Raises `HostError`."
     parts = []
-    values = {u.ES: (0x3B, 0x9A345678, 0xBCDE, 0x9A40F334), u.DS: (0x43, 0x87654321, 0xBCDF, 0x8740F365)}
+    values = {
+        u.ES: (0x3B, 0x9A345678, 0xBCDE, 0x9A40F334),
+        u.DS: (0x43, 0x87654321, 0xBCDF, 0x8740F365),
+    }
     for register, seen in values.items():
         probe.set(register, seen[0])
         words = probe.state.tolist()
@@ -113,7 +119,9 @@ def measure_segments(probe: Probe) -> list[Segment]:
         near = words[base - 2 : base + 4]
         parts.append(tuple(base - 2 + only("segments", [i for i, w in enumerate(near) if w == v]) for v in seen))
     es, ds = parts
-    return [Segment(*(e + (d - e) * n // 3 for e, d in zip(es, ds, strict=True))) for n in range(4)]
+    return [
+        Segment(*(e + (d - e) * n // 3 for e, d in zip(es, ds, strict=True))) for n in range(4)
+    ]
 
 # %% ../../../nbs/51_calibrate.ipynb #e1d967b7
 _MODE_32BIT = 0xB0  # target/i386/cpu.h: HF_CS32_MASK, HF_SS32_MASK and HF_PE_MASK
@@ -162,7 +170,9 @@ def measure() -> Layout:
         cs=cs,
         ss=ss,
         ds=ds,
-        mode=only("privilege level", [i for i in level_words if program[i] & _MODE_32BIT == _MODE_32BIT]),
+        mode=only(
+            "privilege level", [i for i in level_words if program[i] & _MODE_32BIT == _MODE_32BIT]
+        ),
         error_code=error_code,
         by_int=error_code + find("origin of traps", *((words[error_code : error_code + 3], n) for words, n in ints)),
         last_exception=find("last exception", (program, NOTHING_IN_DELIVERY), (first, 13), (second, 13)),

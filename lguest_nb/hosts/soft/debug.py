@@ -96,7 +96,9 @@ class Standing(SoftHost):
         except Ended as e:
             ending = e.ending
         if ending is not None and ending.how == "died":
-            self.stand(machine, Stop(SIGABRT, words=f"The Guest is about to die: {ending.reason}"))
+            self.stand(
+                machine, Stop(SIGABRT, words=f"The Guest is about to die: {ending.reason}")
+            )
         return ending
 
     def run(self) -> Ending:
@@ -180,7 +182,10 @@ class Stepping(Standing):
         return error
 
 # %% ../../../nbs/88_standstill.ipynb #21b15a06
-_IDS = {name: getattr(u, name.upper()) for name in "eax ecx edx ebx esp ebp esi edi eip eflags".split()}
+_IDS = {
+    name: getattr(u, name.upper())
+    for name in "eax ecx edx ebx esp ebp esi edi eip eflags".split()
+}
 _IDS |= {name: getattr(u, name.upper()) for name in "cs ss ds es fs gs cr2".split()}
 _IDS |= {f"st{n}": u.ST0 + n for n in range(8)}
 _IDS |= {"fctrl": u.FPCW, "fstat": u.FPSW, "ftag": u.FPTAG, "fiseg": u.FCS, "fioff": u.FIP, "foseg": u.FDS}
@@ -240,7 +245,9 @@ class DebugHost(Stepping):
             while len(found) < length:
                 at = address + len(found) & 0xFFFFFFFF
                 try:
-                    found += machine.tables.read(at, min(length - len(found), PAGE_SIZE - at % PAGE_SIZE))
+                    found += machine.tables.read(
+                        at, min(length - len(found), PAGE_SIZE - at % PAGE_SIZE)
+                    )
                 except GuestError:
                     break
         if not found:

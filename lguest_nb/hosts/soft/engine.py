@@ -40,7 +40,9 @@ class Engine:
     def check(self, error: int) -> None:
         "Raise `HostError` with Unicorn's own words unless `error` is 0."
         if error:
-            raise HostError(f"Unicorn says: {ffi.string(self.lib.uc_strerror(error))!r} (error {error}).")
+            raise HostError(
+                f"Unicorn says: {ffi.string(self.lib.uc_strerror(error))!r} (error {error})."
+            )
 
     def control(
         self,
@@ -80,7 +82,9 @@ class Snapshots(Engine):
         self.check(self.lib.uc_context_alloc(self.uc, context))
         self.context = context[0]
         size = self.lib.uc_context_size(self.uc)
-        self.state = memoryview(ffi.buffer(ffi.cast("char *", self.context), size)).cast("B").cast("I")
+        self.state = (
+            memoryview(ffi.buffer(ffi.cast("char *", self.context), size)).cast("B").cast("I")
+        )
         self.save()
 
     def save(self) -> None:
@@ -214,7 +218,9 @@ class CHooks(Registers):
         function = ffi.cast("void *", function)
         handle = ffi.new("size_t *")
         which = ffi.cast("int", instruction)
-        self.check(self.lib.uc_hook_add(self.uc, handle, kind, function, ffi.NULL, first, last, which))
+        self.check(
+            self.lib.uc_hook_add(self.uc, handle, kind, function, ffi.NULL, first, last, which)
+        )
         hook = ffi.cast("uint64_t *", handle[0])
         self._last_hook = handle[0]
         if (hook[_BEGIN], hook[_END], hook[_CALLBACK]) != (first, last, int(ffi.cast("uintptr_t", function))):

@@ -83,7 +83,9 @@ def make_fence() -> Callable[[], None]:
         return int(libc.syscall(_SYS_MEMBARRIER, command, none, none))
 
     if membarrier(ffi.cast("int", _REGISTER_PRIVATE_EXPEDITED)):
-        raise HostError("--host=soft needs the system call membarrier, which Linux has since 4.14.")
+        raise HostError(
+            "--host=soft needs the system call membarrier, which Linux has since 4.14."
+        )
     expedited = ffi.cast("int", _PRIVATE_EXPEDITED)
 
     def fence() -> None:
@@ -100,7 +102,9 @@ class AnyThread(Attention):
     def interrupt(self, irq: int) -> None:
         "LHREQ_IRQ: make an interrupt pending. Any thread. Raises `HostError` for a number which there is not."
         if not 0 <= irq < IRQS:
-            raise HostError(f"There is no interrupt {irq}: lguest has those from 0 to {IRQS - 1}.")
+            raise HostError(
+                f"There is no interrupt {irq}: lguest has those from 0 to {IRQS - 1}."
+            )
         with self.lock:
             if self.machine is not None:
                 self.machine.interrupts.pending |= 1 << irq
@@ -160,7 +164,9 @@ class Accounts(AnyThread):
         if self.machine is None:
             return self._report
         costs = self.machine.statistics.costs
-        return "\n".join(line for title, counts in self.stats().items() for line in table(title, counts, costs))
+        return "\n".join(
+            line for title, counts in self.stats().items() for line in table(title, counts, costs)
+        )
 
 # %% ../../../nbs/58_soft_host.ipynb #9368f511
 class Verbs(Accounts):
@@ -185,7 +191,9 @@ class Verbs(Accounts):
     def start(self, memory: GuestMemory, boot: BootState, bus: Bus) -> None:
         "LHREQ_INITIALIZE: make a machine, and be the thread which runs it. Raises `HostError` if there is one already."
         if self.machine is not None:
-            raise HostError("This Host has been started already; a second Guest needs a second Host.")
+            raise HostError(
+                "This Host has been started already; a second Guest needs a second Host."
+            )
         self._timer = Timer()
         try:
             machine = TimedMachine if self._timed else Machine
@@ -200,7 +208,9 @@ class Verbs(Accounts):
     def attach_eventfd(self, address: int, fd: int, value: int | None = None) -> None:
         "LHREQ_EVENTFD: a NOTIFY of `address` goes to `fd`. On the CPU thread. Raises `HostError` for any `value`."
         if not address or value is not None:
-            raise HostError(f"A lguest Guest has no way to notify address {address:#x} with a value of {value}.")
+            raise HostError(
+                f"A lguest Guest has no way to notify address {address:#x} with a value of {value}."
+            )
         eventfds = self.started().eventfds
         self.detach_eventfd(address)
         eventfds[address] = os.dup(fd)
@@ -252,7 +262,9 @@ class Entering(Verbs):
         if error in _BUS_ERRORS:
             return Ending("died", _BUS_ERRORS[error])
         if error or not asked:
-            return Ending("died", f"the processor gave up at {cpu.state[cpu.layout.eip]:#x} (error {error})")
+            return Ending(
+                "died", f"the processor gave up at {cpu.state[cpu.layout.eip]:#x} (error {error})"
+            )
         return None
 
     def execute(self, cpu: Cpu) -> int:
@@ -274,7 +286,9 @@ class SoftHost(Entering):
         "Run the Guest until it ends. Raises `HostError`, and what `Bus.notify` raised."
         machine = self.started()
         if threading.get_ident() != self.thread:
-            raise HostError("run() belongs on the thread which called start(): /dev/lguest insists, and so do we.")
+            raise HostError(
+                "run() belongs on the thread which called start(): /dev/lguest insists, and so do we."
+            )
         while True:
             with self.lock:
                 self.wanted = False

@@ -145,7 +145,9 @@ class Ring(Hypercalls):
         if number != LGUEST_INIT:
             raise GuestError(f"hypercall {number} before INIT")
         self.counts[number] += 1
-        self.data = self.interrupts.data = LguestData(self.memory, arguments[0], self.tables.first)
+        self.data = self.interrupts.data = LguestData(
+            self.memory, arguments[0], self.tables.first
+        )
         self.interrupts.cpu.spared = self.data.noirq
 
     def _run_ring(self, data: LguestData) -> None:

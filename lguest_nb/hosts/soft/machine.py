@@ -42,7 +42,9 @@ class Timer:
 
     def start(self, function: Callable[[], None]) -> None:
         "From now on, call `function` when it is time."
-        self._thread = threading.Thread(target=self._wait, args=(function,), name="guest timer", daemon=True)
+        self._thread = threading.Thread(
+            target=self._wait, args=(function,), name="guest timer", daemon=True
+        )
         self._thread.start()
 
     def _wait(self, function: Callable[[], None]) -> None:
@@ -92,7 +94,9 @@ def table(
     lines = [f"{title}: {sum(counts.values())}"] if counts else []
     for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         timed, seconds = costs.get(name, (0, 0.0))
-        lines.append(f"  {name:<20}{count:>9}" + (f"{1e6 * seconds / timed:>9.1f} us" if timed else ""))
+        lines.append(
+            f"  {name:<20}{count:>9}" + (f"{1e6 * seconds / timed:>9.1f} us" if timed else "")
+        )
     return lines
 
 # %% ../../../nbs/57_machine.ipynb #5140a88b
@@ -107,12 +111,16 @@ class Parts:
         on_invalid: Callable[[], bool],  # the same for an instruction which there is not
     ) -> None:
         self.switcher = Switcher()
-        self.cpu = cpu = Cpu(measure(), on_trap, on_invalid, self.on_io, self.on_code, self.on_store)
+        self.cpu = cpu = Cpu(
+            measure(), on_trap, on_invalid, self.on_io, self.on_code, self.on_store
+        )
         cpu.map(0, memory.map, memory.limit)
         self.switcher.install(cpu)
         self.tables = Walker(memory, self.switcher, cpu)
         self.interrupts = Interrupts(cpu, self.tables)
-        self.calls = Ring(memory, self.switcher, self.tables, self.interrupts, self.notify, timer.arm)
+        self.calls = Ring(
+            memory, self.switcher, self.tables, self.interrupts, self.notify, timer.arm
+        )
         self.eventfds: dict[int, int] = {}
         self.address: int | None = None  # of a NOTIFY which the Launcher has to hear about
         self.code_pages: set[int] = set()  # numbers of physical pages which hold translated code
@@ -201,7 +209,9 @@ class TimedMachine(Machine):
     def on_trap(self, vector: int) -> bool:
         "The same, and note what it took."
         state, layout = self.cpu.state, self.cpu.layout
-        name = f"trap {vector}" if vector != HYPERCALL_VECTOR else NAMES.get(state[layout.eax], "?")
+        name = (
+            f"trap {vector}" if vector != HYPERCALL_VECTOR else NAMES.get(state[layout.eax], "?")
+        )
         began = perf_counter()
         changed = super().on_trap(vector)
         self.statistics.add(name, perf_counter() - began)

@@ -101,7 +101,9 @@ def text(
 
 
 def _is_loaded(path: Path) -> bool:
-    return str(path.resolve()) in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    return str(path.resolve()) in Path("/proc/self/maps").read_text(
+        encoding="utf-8", errors="replace"
+    )
 
 
 @cache

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from lguest_nb.hosts.soft import unicorn as u
 from lguest_nb.hosts.soft.engine import Engine
 from lguest_nb.hosts.soft.unicorn import ffi
 from lguest_nb.memory import GuestMemory
+from lguest_nb.pc.pic import PicPair
 
 
 def no_read(*where: object) -> int:
@@ -74,9 +75,11 @@ def stock(program: str) -> Iterator[tuple[Stock, GuestMemory]]:
 
 
 @contextmanager
-def processor(program: str) -> Iterator[tuple[LongCpu, GuestMemory]]:
+def processor(
+    program: str, acknowledge: Callable[[], int] | None = lambda: -1
+) -> Iterator[tuple[LongCpu, GuestMemory]]:
     memory, boot = small_pc(program)
-    cpu = LongCpu(memory.map, memory.limit, no_read, no_write, lambda: -1)
+    cpu = LongCpu(memory.map, memory.limit, no_read, no_write, acknowledge)
     cpu.begin(memory, boot)
     yield cpu, memory
     cpu.close()
@@ -707,6 +710,39 @@ def test_an_interrupt_which_was_masked_before_it_was_taken_is_not_taken() -> Non
 def test_a_line_which_there_is_not_is_refused_with_a_sentence(line: int) -> None:
     with pytest.raises(HostError, match=rf"no interrupt {line}: a PC has lines from 0 to 15"):
         SoftPcHost().interrupt(line)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_controllers_in_c_are_those_in_python(seed: int) -> None:
+    dice = random.Random(seed)
+    ports = [port for first, last in PicPair.PORTS for port in range(first, last + 1)]
+    commands = [0x11, 0x11, 0x12, 0x20, 0x20, 0x0A, 0x0B, 0x0C, 0x48, 0x68, 0x80, 0x00, 0xA0, *range(0x60, 0x68)]
+    python = PicPair()
+    with processor("hlt", acknowledge=None) as (cpu, _):
+        for _ in range(1500):
+            what = dice.random()
+            port = dice.choice(ports)
+            if what < 0.3:
+                line = dice.randrange(16)
+                python.raise_line(line)
+                cpu.pulse(line)
+            elif what < 0.5:
+                expected = python.acknowledge() if python.pending() else -1
+                assert cpu.c.machine_acknowledge(cpu.machine) == expected
+            elif what < 0.7:
+                assert cpu.read_port(port) == python.read_port(port), hex(port)
+            else:
+                value = dice.choice(commands) if dice.random() < 0.6 else dice.getrandbits(8) & dice.getrandbits(8)
+                python.write_port(port, value)
+                cpu.write_port(port, value)
+            assert cpu.pending() == python.pending()
+
+
+def test_a_wide_access_reaches_the_controllers_byte_by_byte() -> None:
+    program = "mov $0xfe0b, %eax; out %ax, $0x20; in $0x20, %ax; mov %eax, %r12d; cli; hlt"
+    with pc(program) as (host, _):
+        host.run()
+        assert register(host, u.R12) == 0xFE00
 
 
 # Reasons for an interrupt, in the processor's keeping.

@@ -6,6 +6,7 @@
  *
  * An engine which nobody has opened as a `struct machine` notices nothing of this, but for lock.c.
  */
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -35,6 +36,11 @@ struct doorbell {
 
 enum { DOORBELLS = 256, REGISTERS = 32 };
 
+struct pic { /* an 8259A: pic.c; a bit for each line */
+    uint8_t level_allowed, levels, mask, base, requests, in_service, lowest, next;
+    bool single, has_mode, auto_end, rotate_on_auto_end, special_mask, fully_nested, read_in_service, poll;
+};
+
 struct machine {
     struct machine *next;
     uc *uc;   /* NULL: free to be used again */
@@ -54,9 +60,11 @@ struct machine {
     uint64_t io;          /* where RAM ends and registers begin */
     uint64_t (*read)(int port, uint64_t address, int size);
     void (*write)(int port, uint64_t address, int size, uint64_t value);
-    int (*acknowledge)(void);
+    int (*acknowledge)(void); /* NULL: `pic` does it */
     int doorbells;
     struct doorbell doorbell[DOORBELLS];
+    struct pic pic[2]; /* master and slave */
+    pthread_mutex_t pic_lock;
     int registers;
     struct { uint64_t address; uint32_t bits; } reasons[REGISTERS];
 };
@@ -67,6 +75,8 @@ struct machine *machine_new(uc *u);
 void machine_close(struct machine *m);
 uint64_t nanoseconds(void); /* of CLOCK_MONOTONIC */
 void wake(struct machine *m); /* if it sleeps: after `wire` or `asked` was set */
+void set_wire(struct machine *m, bool up);
+int machine_acknowledge(struct machine *m);
 
 /* Offsets in env, by layout.c. */
 extern struct layout {

@@ -22,7 +22,7 @@ static void request(struct machine *m)
 
 /* How the interrupt controller's wire is now. Any thread, but one at a time. Whether it still is will be asked when the
  * processor cares. */
-EXPORT void machine_wire(struct machine *m, bool up)
+void set_wire(struct machine *m, bool up)
 {
     __atomic_store_n(&m->wire, up, __ATOMIC_SEQ_CST);
     if (!up) return;
@@ -62,7 +62,7 @@ EXPORT void do_interrupt_x86_hardirq_x86_64(env *e, int vector, int is_hardware)
 {
     struct machine *m = machine_of(e);
     if (m && is_hardware) {
-        vector = m->acknowledge();
+        vector = m->acknowledge ? m->acknowledge() : machine_acknowledge(m);
         if (vector < 0) return;
         m->counts[INTERRUPTS]++;
     }

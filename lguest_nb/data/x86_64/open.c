@@ -9,6 +9,7 @@ UNICORN(int, uc_reg_read, uc *, int, void *);
 int hook_exceptions(struct machine *m);
 int hook_registers(struct machine *m, uint64_t end);
 void task_after_reset(struct machine *m);
+void pic_power_on(struct machine *m);
 
 /* NULL and a machine, or a sentence. RAM is at 0 and mapped; from its end up to `end` is nothing but registers. */
 EXPORT const char *machine_open(
@@ -28,6 +29,7 @@ EXPORT const char *machine_open(
     m->read = read;
     m->write = write;
     m->acknowledge = acknowledge;
+    pic_power_on(m);
     m->has_code = calloc(m->pages, 1);
     const char *problem = m->has_code ? measure(m) : "There is not enough memory to note which pages hold code.";
     if (!problem && (hook_exceptions(m) || hook_registers(m, end))) problem = "Unicorn refused a hook.";

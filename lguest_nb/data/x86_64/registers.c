@@ -10,6 +10,9 @@ enum { MEMORY, PORT };
 UNICORN(int, uc_hook_add, uc *, size_t *, int, void *, void *, uint64_t, uint64_t, ...);
 UNICORN(int, uc_mmio_map, uc *, uint64_t, uint64_t, void *, void *, void *, void *);
 
+bool pic_port(uint32_t port); /* pic.c */
+int machine_pic_read(struct machine *m, uint32_t port);
+void machine_pic_write(struct machine *m, uint32_t port, int value);
 bool load_reasons(struct machine *m, uint64_t address, uint64_t *value); /* reasons.c */
 bool store_reasons(struct machine *m, uint64_t address, uint64_t value);
 
@@ -40,11 +43,17 @@ static void on_write(uc *u, uint64_t offset, unsigned size, uint64_t value, stru
     m->write(MEMORY, address, size, value);
 }
 
-static uint32_t on_in(uc *u, uint32_t port, int size, struct machine *m) { return m->read(PORT, port, size); }
+static bool is_pic(struct machine *m, uint32_t port, int size) { return size == 1 && !m->acknowledge && pic_port(port); }
+
+static uint32_t on_in(uc *u, uint32_t port, int size, struct machine *m)
+{
+    return is_pic(m, port, size) ? (uint32_t)machine_pic_read(m, port) : m->read(PORT, port, size);
+}
 
 static void on_out(uc *u, uint32_t port, int size, uint32_t value, struct machine *m)
 {
-    m->write(PORT, port, size, value);
+    if (is_pic(m, port, size)) machine_pic_write(m, port, value & 0xff);
+    else m->write(PORT, port, size, value);
 }
 
 int hook_registers(struct machine *m, uint64_t end)

@@ -108,12 +108,31 @@ class Running(Registers):
         "Have `run` return soon: this time, or else the next. Between two instructions. Any thread."
         self.c.machine_stop(self.machine)
 
-    def wire(
+    def pulse(
         self,
-        up: bool,  # is there an interrupt? `acknowledge` will be asked which, once the Guest takes it
+        line: int,  # 0 to 15
     ) -> None:
-        "What comes from the interrupt controller has changed, or not. Any thread, but one at a time."
-        self.c.machine_wire(self.machine, up)
+        "An edge on a line of the machine's interrupt controllers. Any thread."
+        self.c.machine_pulse(self.machine, line)
+
+    def pending(self) -> bool:
+        "Have the interrupt controllers something for the processor? Any thread."
+        return bool(self.c.machine_pending(self.machine))
+
+    def read_port(
+        self,
+        port: int,  # of `PicPair.PORTS`
+    ) -> int:
+        "A byte from the interrupt controllers. On the CPU thread."
+        return cast(int, self.c.machine_pic_read(self.machine, port))
+
+    def write_port(
+        self,
+        port: int,  # of `PicPair.PORTS`
+        value: int,  # a byte
+    ) -> None:
+        "A byte to the interrupt controllers. On the CPU thread."
+        self.c.machine_pic_write(self.machine, port, value)
 
 # %% ../../../nbs/78_x86_64.ipynb #88532c5d
 class LongCpu(Running):

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+
 
 from ...host import Ending, HostError
 from ...memory import GuestMemory
@@ -35,7 +35,7 @@ class Interrupts:
         self._changed = threading.Condition(self._lock)
         self._cpu: LongCpu | None = None
         self._ending: Ending | None = None  # as soon as it is known
-        self._pic = PicPair()
+
         self._pit = Pit(lambda: self.interrupt(0), time.monotonic_ns)
         self._timer: Timer | None = None
         self._arming = threading.Lock()
@@ -48,24 +48,14 @@ class Interrupts:
         if not 0 <= irq < LINES:
             raise HostError(f"There is no interrupt {irq}: a PC has lines from 0 to {LINES - 1}.")
         with self._lock:
-            self._pic.raise_line(irq)
-            self._look()
-
-    def _look(self) -> None:
-        "With the lock held: have the processor notice what the controller wants of it."
-        if self._cpu is not None:
-            pending = self._pic.pending()
-            self._cpu.wire(pending)
-            if pending:
+            if self._cpu is not None:
+                self._cpu.pulse(irq)
                 self._changed.notify_all()
 
-    def _acknowledge(self) -> int:
-        with self._lock:
-            if not self._pic.pending():
-                return -1
-            vector = self._pic.acknowledge()
-            self._look()
-            return vector
+    def _started(self) -> LongCpu:
+        if self._cpu is None:
+            raise HostError("This Host has not been started, or is closed.")
+        return self._cpu
 
     def _tick(self) -> None:
         self._pit.due(time.monotonic_ns())
@@ -155,17 +145,29 @@ class _Board:
             self._inside._enter(cpu)
 
 
-class _Own:
-    "A chip of ours, and what is to be done once a byte has been written to it."
+class _Timer:
+    "The timer chip, and what is to be done once a byte has been written to it."
 
-    def __init__(self, chip: ByteChip, lock: AbstractContextManager[object], written: Callable[[], None]) -> None:
+    def __init__(self, chip: ByteChip, written: Callable[[], None]) -> None:
         self.read_port = chip.read_port
-        self._write, self._lock, self._written = chip.write_port, lock, written
+        self._write, self._written = chip.write_port, written
 
     def write_port(self, port: int, value: int) -> None:
-        with self._lock:
-            self._write(port, value)
-            self._written()
+        self._write(port, value)
+        self._written()
+
+
+class _Controllers:
+    "Bytes of wide accesses which touch the processor's own interrupt controllers; all others never leave C."
+
+    def __init__(self, cpu: Callable[[], LongCpu]) -> None:
+        self._cpu = cpu
+
+    def read_port(self, port: int) -> int:
+        return self._cpu().read_port(port)
+
+    def write_port(self, port: int, value: int) -> None:
+        self._cpu().write_port(port, value)
 
 
 class Answering(Inside):
@@ -175,10 +177,10 @@ class Answering(Inside):
         super().__init__()
         self._board = _Board(self)
         self._ports = AddressDecoder(beyond=self._board)
-        controller, timer = _Own(self._pic, self._lock, self._look), _Own(self._pit, nullcontext(), self._arm)
-        for chip, ports in ((controller, PicPair.PORTS), (timer, Pit.PORTS)):
-            for first, last in ports:
-                self._ports.claim_bytes(first, last, chip)
+        for first, last in PicPair.PORTS:
+            self._ports.claim_bytes(first, last, _Controllers(self._started))
+        for first, last in Pit.PORTS:
+            self._ports.claim_bytes(first, last, _Timer(self._pit, self._arm))
 
     def _read(self, space: Space, address: int, size: int) -> int:
         return (self._ports if space == "port" else self._board).read(space, address, size)
@@ -224,7 +226,7 @@ class Verbs(Answering):
         if memory.limit > RAM_END:
             most, asked = RAM_END >> 20, -(-memory.limit >> 20)  # rounded up, so that it is more
             raise HostError(f"A Guest of today can have {most} MB of memory at most, not {asked} MB.")
-        cpu = LongCpu(memory.map, memory.limit, self._read, self._write, self._acknowledge)
+        cpu = LongCpu(memory.map, memory.limit, self._read, self._write, None)
         try:
             cpu.begin(memory, boot)
             self._timer = Timer()
@@ -236,10 +238,7 @@ class Verbs(Answering):
             self._cpu = cpu
         self._timer.start(self._tick)
 
-    def _started(self) -> LongCpu:
-        if self._cpu is None:
-            raise HostError("This Host has not been started, or is closed.")
-        return self._cpu
+
 
     def attach_eventfd(
         self,
@@ -320,11 +319,10 @@ class SoftPcHost(Verbs):
             if halted and not cpu.get(u.EFLAGS) & INTERRUPTS_ON:
                 return self._ending or Ending("died", f"halted for good, with interrupts off: {cpu.show()}")
             with self._lock:
-                while halted and not self._pic.pending() and self._ending is None:
+                while halted and not cpu.pending() and self._ending is None:
                     self._changed.wait()
                 if self._ending is not None:
                     return self._ending
-                self._look()
             self._enter(cpu)
             try:
                 halted = cpu.run() == "halted"

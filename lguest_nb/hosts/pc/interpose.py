@@ -28,7 +28,11 @@ int machine_run(machine *m);
 bool machine_halted(machine *m);
 bool machine_asked(machine *m);
 void machine_stop(machine *m);
-void machine_wire(machine *m, bool up);
+int machine_pic_read(machine *m, uint32_t port);
+void machine_pic_write(machine *m, uint32_t port, int value);
+void machine_pulse(machine *m, int line);
+bool machine_pending(machine *m);
+int machine_acknowledge(machine *m);
 bool machine_holds_code(machine *m, uint64_t first, uint64_t length);
 int machine_first_code(machine *m, const uint64_t *ranges, int count);
 void machine_drop_code(machine *m, uint64_t first, uint64_t length);
@@ -55,7 +59,7 @@ class Machine(Engine):
         ram: int,  # bytes of it, whole pages
         read: Callable[[Space, int, int], int],  # space, address and size: what a load gives which isn't from RAM
         write: Callable[[Space, int, int, int], None],  # space, address, size and value of a store
-        acknowledge: Callable[[], int],  # the number of the interrupt which is taken now, or -1 if it's gone again
+        acknowledge: Callable[[], int] | None,  # the interrupt which is taken now, or -1; None: its own controller says
     ) -> None:
         "Raises `HostError`."
         self.c = interposer()
@@ -75,7 +79,9 @@ class Machine(Engine):
         self.machine = machine[0]
         self.counts = self.c.machine_counts(self.machine)  # exceptions by vector, system calls, interrupts, kicks
 
-    def _guard(self, read: Callable[..., int], write: Callable[..., None], acknowledge: Callable[[], int]) -> list[Any]:
+    def _guard(
+        self, read: Callable[..., int], write: Callable[..., None], acknowledge: Callable[[], int] | None
+    ) -> list[Any]:
         def on_read(port: int, address: int, size: int) -> int:
             try:
                 return read(_SPACES[port], address, size) & nothing_there(size)
@@ -91,7 +97,7 @@ class Machine(Engine):
 
         def on_acknowledge() -> int:
             try:
-                return acknowledge()
+                return -1 if acknowledge is None else acknowledge()
             except BaseException as e:
                 self._fail(e)
                 return -1
@@ -99,7 +105,7 @@ class Machine(Engine):
         return [
             ffi.callback("uint64_t(int, uint64_t, int)", on_read),
             ffi.callback("void(int, uint64_t, int, uint64_t)", on_write),
-            ffi.callback("int(void)", on_acknowledge),
+            ffi.NULL if acknowledge is None else ffi.callback("int(void)", on_acknowledge),
         ]
 
     def _fail(self, e: BaseException) -> None:

@@ -36,7 +36,7 @@ from lguest_nb.net_today import (
     TUN_F_TSO_ECN,
     TUNSETOFFLOAD,
 )
-from .vring import Chain, Virtqueue, total
+from .vring import Chain, Virtqueue, passed, total
 
 # %% ../nbs/26_net.ipynb #9fb530ca
 IFNAMSIZ = 16  # <linux/if.h>: an interface's name and its NUL
@@ -244,6 +244,8 @@ class Net(Device):
             vq.hold_used(chain, part)
             length -= part
         vq.add_used(chains[-1], length)
+        if vq.event_idx and passed(vq.memory.u16[vq.used_event], vq.used_idx, vq.pending_used):
+            vq.trigger()  # it sleeps until just this has come
 
     def _buffer(self, vq: Virtqueue) -> Chain:
         "One for a packet. Raises `GuestError` for one which could not hold any, and as `wait` does."

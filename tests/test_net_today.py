@@ -65,6 +65,29 @@ def arrive(lab: Lab, length: int, header: int = MODERN_HEADER) -> list[tuple[int
     return [(used.length, used.data) for used in lab.rx.used()]
 
 
+# Interrupts
+
+
+@pytest.mark.parametrize(
+    ("event", "at_once"), [(0, True), (0xFFFF, False), (1, False)], ids=["asleep", "awake", "later"]
+)
+def test_a_driver_which_sleeps_until_this_packet_hears_of_it_before_we_look_for_the_next_one(
+    today: Lab, event: int, at_once: bool
+) -> None:
+    vq = today.rx.vq
+    vq.event_idx, vq.notify_on_empty = True, False
+    vq.memory.u16[vq.used_event] = event
+    heard: list[int] = []
+    vq.interrupt = lambda: heard.append(vq.used_idx)
+    for _ in range(2):
+        post(today, 2000)
+        today.wire.send(HEADER.ljust(MODERN_HEADER, b"\0") + FRAME[:100])
+    today.card.net_input(vq)
+    assert heard == ([1] if at_once else [])
+    today.card.net_input(vq)
+    assert heard == {0: [1], 1: [2]}.get(event, [])
+
+
 # The two offers
 
 

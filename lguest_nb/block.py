@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import block_today as today
-from .device import F_VERSION_1, VIRTIO_ID_BLOCK, Device, Service
+from .device import F_VERSION_1, VIRTIO_ID_BLOCK, Device, Service, tell_sleeper
 from .memory import GuestMemory, LguestError
 from .snapshot import Overlay
 from .vring import IOV_MAX, VIRTQUEUE_NUM, Chain, Segment, Virtqueue, total
@@ -226,15 +226,15 @@ class Block(Device):
         try:
             if request.kind == T_IN:  # these two first, since nearly all are one of them
                 status, written = self._read(request, vq)
-            elif request.kind == T_OUT:
-                status, written = self._write(request, vq)
             else:
-                status, written = self._obey(request, vq)
+                status, written = (self._write if request.kind == T_OUT else self._obey)(request, vq)
         except OSError as e:
             self.warn_once("The disk %s failed at sector %d: %s", self.path, request.sector, e.strerror)
             status, written = S_IOERR, 0
         vq.memory.u8[request.status] = status
         vq.add_used(chain, 1 + written)
+        if not vq.more():
+            tell_sleeper(vq)
 
     def _obey(self, request: BlockRequest, vq: Virtqueue) -> Verdict:
         "Do what the header says. Raises `OSError` if the file does not play along."

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['VIRTIO_ID_NET', 'VIRTIO_ID_BLOCK', 'VIRTIO_ID_CONSOLE', 'VIRTIO_ID_RNG', 'STATUS_ACKNOWLEDGE', 'STATUS_DRIVER',
            'STATUS_DRIVER_OK', 'STATUS_FAILED', 'STATUS_FEATURES_OK', 'STATUS_NEEDS_RESET', 'F_NOTIFY_ON_EMPTY',
-           'F_RING_INDIRECT_DESC', 'F_RING_EVENT_IDX', 'F_VERSION_1', 'RING_BITS', 'log', 'Service', 'Device']
+           'F_RING_INDIRECT_DESC', 'F_RING_EVENT_IDX', 'F_VERSION_1', 'RING_BITS', 'log', 'Service', 'Device',
+           'tell_sleeper']
 
 # %% ../nbs/20_devices.ipynb #c03fde77
 import logging
 from collections.abc import Callable, Sequence
 
-from .vring import Virtqueue
+from .vring import Virtqueue, passed
 
 # %% ../nbs/20_devices.ipynb #9cd79395
 VIRTIO_ID_NET, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_RNG = 1, 2, 3, 4
@@ -90,3 +91,11 @@ class Device:
 
     def close(self) -> None:
         "Give back the files of this machine which the device holds. After its threads have ended."
+
+# %% ../nbs/20_devices.ipynb #7be0a3f4
+def tell_sleeper(
+    vq: Virtqueue,
+) -> None:
+    "Interrupt a Guest which sleeps until what was given back last has come. All others hear of it from `wait`."
+    if vq.event_idx and passed(vq.memory.u16[vq.used_event], vq.used_idx, vq.pending_used):
+        vq.trigger()

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from . import net_today as today
-from .device import F_NOTIFY_ON_EMPTY, F_RING_INDIRECT_DESC, F_VERSION_1, VIRTIO_ID_NET, Device, Service
+from .device import F_NOTIFY_ON_EMPTY, F_RING_INDIRECT_DESC, F_VERSION_1, VIRTIO_ID_NET
+from .device import Device, Service, tell_sleeper
 from .knock import Reader
 from .memory import GuestError, LguestError
 from lguest_nb.net_today import (
@@ -36,7 +37,7 @@ from lguest_nb.net_today import (
     TUN_F_TSO_ECN,
     TUNSETOFFLOAD,
 )
-from .vring import Chain, Virtqueue, passed, total
+from .vring import Chain, Virtqueue, total
 
 # %% ../nbs/26_net.ipynb #9fb530ca
 IFNAMSIZ = 16  # <linux/if.h>: an interface's name and its NUL
@@ -244,8 +245,7 @@ class Net(Device):
             vq.hold_used(chain, part)
             length -= part
         vq.add_used(chains[-1], length)
-        if vq.event_idx and passed(vq.memory.u16[vq.used_event], vq.used_idx, vq.pending_used):
-            vq.trigger()  # it sleeps until just this has come
+        tell_sleeper(vq)
 
     def _buffer(self, vq: Virtqueue) -> Chain:
         "One for a packet. Raises `GuestError` for one which could not hold any, and as `wait` does."

@@ -61,6 +61,27 @@ def ask(lab: Lab, kind: int, *data: bytes, want: list[int] | None = None, sector
     return answer[-1], used.length, answer[:-1]
 
 
+# Interrupts
+
+
+@pytest.mark.parametrize(
+    ("requests", "event", "heard_at"),
+    [(1, 0, [1]), (1, 0xFFFF, []), (2, 0, [2]), (2, 1, [2]), (3, 2, [3]), (3, 3, [])],
+)
+def test_a_driver_which_sleeps_until_the_last_request_is_served_hears_of_it_at_once(
+    linux: Lab, requests: int, event: int, heard_at: list[int]
+) -> None:
+    vq, heard = linux.vq, []
+    vq.event_idx, vq.notify_on_empty = True, False
+    vq.memory.u16[vq.used_event] = event
+    vq.interrupt = lambda: heard.append(vq.used_idx)
+    for _ in range(requests):
+        linux.driver.add(out=[HEADER.pack(0, 0, 0)], into=[SECTOR, 1])
+    for _ in range(requests):
+        linux.disk.blk_request(vq)
+    assert heard == heard_at
+
+
 # The two offers
 
 

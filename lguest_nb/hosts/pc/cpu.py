@@ -202,6 +202,8 @@ class LongCpu(Running):
         ranges: Sequence[tuple[int, int]],  # Guest-physical address and length in bytes of each
     ) -> int:  # how many there are before it; all of them if there is none
         "The first range of which that is so, in one question: a disk may bring hundreds at once. Any thread."
+        if len(ranges) == 1:
+            return int(not self.holds_code(*ranges[0]))
         flat = ffi.new("uint64_t[]", list(chain.from_iterable(ranges)))
         return cast(int, self.c.machine_first_code(self.machine, flat, len(ranges)))
 

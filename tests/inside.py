@@ -75,37 +75,27 @@ def register(slot: int, offset: int) -> int:
     return mmio.SLOT_BASE + mmio.SLOT_STRIDE * slot + offset
 
 
-class Inside:
-    "One process with one Guest in it."
+class Talk:
+    "A process with the Guest in it, whose COM1 is its standard input and output."
 
-    def __init__(self, folder: Path, how: str = "rw") -> None:
-        self.disk, self.log = folder / "disk", folder / "log"
-        self.disk.write_bytes(DISK)
-        self.cable, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        keys, self.keyboard = os.pipe()
-        self.screen, screen = os.pipe()
-        given = (theirs.fileno(), keys, screen)
-        words = [str(build_guest()), str(self.disk), how, *map(str, given)]
-        with self.log.open("wb") as log:
+    def __init__(self, command: Sequence[str], log: Path, pass_fds: Sequence[int] = ()) -> None:
+        "Runs where the log is."
+        self.log, self._heard = log, b""
+        with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("hostile_pc.py"), *words],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=given,
+                stderr=stderr,
+                pass_fds=pass_fds,
+                cwd=log.parent,
             )
-        theirs.close()
-        os.close(keys)
-        os.close(screen)
-        self._heard = b""
         self.answers(1)
 
     def close(self) -> None:
-        for end in (self.process.stdin, self.process.stdout, self.cable):
+        for end in (self.process.stdin, self.process.stdout):
             assert end is not None
             end.close()
-        os.close(self.keyboard)
-        os.close(self.screen)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -126,11 +116,15 @@ class Inside:
         *lines, self._heard = self._heard.split(b"\n", count)
         return [line.decode().strip() for line in lines]
 
-    def ask(self, *commands: str) -> list[str]:
-        "Have them obeyed, and what it says to each: without the `ok`."
+    def say(self, *commands: str) -> None:
+        "Send these lines, and wait for nothing."
         assert self.process.stdin is not None
         self.process.stdin.write("".join(f"{line}\n" for line in commands).encode())
         self.process.stdin.flush()
+
+    def ask(self, *commands: str) -> list[str]:
+        "Have them obeyed, and what it says to each: without the `ok`."
+        self.say(*commands)
         said = self.answers(len(commands))
         for command, answer in zip(commands, said, strict=True):
             assert answer.endswith("ok"), (command, answer)
@@ -138,9 +132,7 @@ class Inside:
 
     def fault(self, command: str) -> tuple[int, int, int]:
         "Have it try this in vain: vector, error code and CR2."
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{command}\n".encode())
-        self.process.stdin.flush()
+        self.say(command)
         word, *numbers = self.answers(1)[0].split()
         assert word == "fault", (command, word, numbers)
         vector, error, cr2 = (int(n, 16) for n in numbers)
@@ -200,6 +192,32 @@ class Inside:
         "What it gets back, once there is so much."
         self.ask(f"until {ring_of(slot, queue).used + 2:x} ffff {idx:x}")
         return self.used(slot, queue)
+
+
+class Inside(Talk):
+    "One process with one Guest in it, which has one device of each kind."
+
+    def __init__(self, folder: Path, how: str = "rw") -> None:
+        self.disk = folder / "disk"
+        self.disk.write_bytes(DISK)
+        self.cable, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keys, self.keyboard = os.pipe()
+        self.screen, screen = os.pipe()
+        given = (theirs.fileno(), keys, screen)
+        words = [str(build_guest()), str(self.disk), how, *map(str, given)]
+        program = Path(__file__).with_name("hostile_pc.py")
+        try:
+            super().__init__([sys.executable, str(program), *words], folder / "log", pass_fds=given)
+        finally:
+            theirs.close()
+            os.close(keys)
+            os.close(screen)
+
+    def close(self) -> None:
+        super().close()
+        self.cable.close()
+        os.close(self.keyboard)
+        os.close(self.screen)
 
     def screen_says(self, text: bytes) -> None:
         "The console prints this next."

@@ -125,6 +125,7 @@ html_theme = "furo"
 html_title = "lguest-nb"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
+html_js_files = ["here.js"]
 html_favicon = "_static/ring.svg"
 html_theme_options = {
     "light_logo": "ring.svg",

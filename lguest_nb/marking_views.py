@@ -6,12 +6,45 @@
 __all__ = []
 
 # %% ../nbs/99_marking_views.ipynb #mv000004
+import struct
 from collections.abc import Iterator
 from functools import partial
 from operator import call
 from typing import Any
 
 from .exercises import Case, exercise
+
+# %% ../nbs/99_marking_views.ipynb #mv000012
+def _file(order: str, magic: int, *records: tuple[int, int, bytes, int]) -> bytes:
+    data = struct.pack(f"{order}IHHiIII", magic, 2, 4, 0, 0, 262144, 1)
+    for seconds, parts, frame, there in records:
+        data += struct.pack(f"{order}IIII", seconds, parts, len(frame), there) + frame
+    return data
+
+
+@exercise("48_pcap: packets")
+def _packets(answer: Any) -> Iterator[Case]:
+    micro, nano = 0xA1B2C3D4, 0xA1B23C4D
+    knock, who, cut = (7, 5, b"knock", 5), (8, 999, b"who's there?", 12), (9, 1, b"long", 60)
+    want = [(7_000_000_005, b"knock"), (8_000_000_999, b"who's there?")]
+    slower = [(7_000_005_000, b"knock"), (8_000_999_000, b"who's there?")]
+    for said, data, found, why in (
+        ("with nothing in it", _file("<", nano), [], "24 bytes, and no packet"),
+        ("of ours", _file("<", nano, knock, who), want, "little-endian, nanoseconds"),
+        ("of a big-endian machine", _file(">", nano, knock, who), want, "the magic number says so"),
+        ("in microseconds", _file("<", micro, knock, who), slower, "a microsecond is 1000 nanoseconds"),
+        ("of both kinds", _file(">", micro, knock, who), slower, "big-endian, microseconds"),
+        (
+            "with a cut packet",
+            _file("<", nano, cut, knock),
+            [(9_000_000_001, b"long"), want[0]],
+            "4 bytes of 60 are here, and the next packet is behind them",
+        ),
+        ("which ends in a packet", _file("<", nano, knock, who)[:-1], want[:1], "the last one isn't whole"),
+        ("which ends in a header", _file("<", nano, knock, who)[:-22], want[:1], "there's a part of a header"),
+        ("which is none", b"\x7fELF" + bytes(60), ValueError, "no magic number is like that"),
+    ):
+        yield Case(f"packets of a file {said}", partial(call, answer, data), found, why)
 
 # %% ../nbs/99_marking_views.ipynb #mv000006
 @exercise("66_mitigation: waits")

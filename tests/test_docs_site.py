@@ -287,6 +287,24 @@ def test_text_and_drawings_are_legible_by_day_and_by_night(browser: Browser, add
     assert {name: ratio for name, ratio in seen.items() if not LEAST_CONTRAST <= ratio < 22} == {}
 
 
+def test_the_list_of_chapters_begins_where_the_reader_is(visitor: Visitor) -> None:
+    for path in ("tour/00_memory.html", "tour/95_ring_view.html"):
+        seen = visitor.see(path).locator(".sidebar-tree .current-page > .reference").bounding_box()
+        assert seen is not None and 0 < seen["y"] < DESK["height"] - seen["height"]
+    assert not visitor.troubles
+
+
+def test_a_line_of_code_of_100_columns_fits_on_a_desk(visitor: Visitor) -> None:
+    page = visitor.see("tour/95_ring_view.html")
+    widths = page.evaluate("""() => {
+      const rule = document.createElement('canvas').getContext('2d');
+      const pre = document.querySelector('article div.cell_input pre'), style = getComputedStyle(pre);
+      rule.font = `${style.fontSize} ${style.fontFamily}`;
+      return [100 * rule.measureText('x').width, pre.clientWidth - parseFloat(style.paddingLeft) * 2];
+    }""")
+    assert widths[0] <= widths[1]
+
+
 def test_the_light_can_be_switched_and_drawings_follow(visitor: Visitor) -> None:
     page = visitor.see("architecture.html")
     page.wait_for_selector("pre.mermaid[data-drawn] svg")

@@ -202,7 +202,7 @@ def boot(
         keyboard.close()
     return session, report(session, args)
 
-
+# %% ../nbs/46_cli.ipynb #46cli0c2
 def let_gdb_in(gdb: Gdb, session: Session, instruments: Instruments) -> None:
     "Open a door for it, and say where it is. Raises `LguestError`."
     from lguest_nb.debuggable import Target
@@ -217,7 +217,7 @@ def let_gdb_in(gdb: Gdb, session: Session, instruments: Instruments) -> None:
     what = "Waiting for gdb on" if gdb.wait else "gdb may come to"
     tell(f"{what} 127.0.0.1:{server.port}: target remote :{server.port}")
 
-
+# %% ../nbs/46_cli.ipynb #46cli0c3
 def report(session: Session, args: Arguments) -> int:
     "Say how it ended; the exit status."
     if args.stats:
@@ -244,7 +244,7 @@ def lament(
     complain(explain(error, {module.partition(".")[0] for module in modules}))
     return 1
 
-
+# %% ../nbs/46_cli.ipynb #46cli0c4
 def occupy_standard_descriptors() -> None:
     "Put /dev/null where stdin, stdout or stderr are closed: a disk opened as descriptor 1 would get the console."
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:

@@ -82,7 +82,8 @@ class GdbServer:
 
     def _run(self) -> None:
         while not self._closing:
-            for fd, _ in self._poll.poll():
+            ready = self._poll.poll()
+            for fd, _ in sorted(ready, key=lambda each: each[0] == self._door.fileno()):  # the door last
                 if fd == self._door.fileno():
                     self._open()
                 elif fd == self._news:

@@ -1,12 +1,14 @@
 """The remote protocol of gdb: whatever arrives, in whatever pieces, and whoever sends it."""
 
+import select
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import PATIENCE
+from support import PATIENCE, until
 
 from lguest_nb.debuggable import I386, SIGABRT, SIGINT, SIGTRAP, Register, Stop, Target, TargetError, describe
 from lguest_nb.gdb import LARGEST, ProtocolError, Reader, Stub, escape, packet, unescape
@@ -417,6 +419,40 @@ class TestServer:
             visitor.sendall(b"\xff")
             assert self.gone(visitor)
         assert target.calls[-1] == "release"
+
+    def test_one_who_comes_in_the_moment_in_which_another_has_gone_is_let_in(
+        self, target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = GdbServer(target, 0)
+        door, go_on = server._door.fileno(), threading.Event()
+
+        class Late:
+            "A poll which sees everything that happens until it is let go, and names the door first."
+
+            def __init__(self) -> None:
+                self.poll_ = select.poll()
+                self.register, self.unregister = self.poll_.register, self.poll_.unregister
+
+            def poll(self) -> list[tuple[int, int]]:
+                self.poll_.poll()
+                go_on.wait(PATIENCE)
+                return sorted(self.poll_.poll(), key=lambda ready: ready[0] != door)
+
+        monkeypatch.setattr(server, "_poll", Late())
+        go_on.set()
+        server.start(kill=lambda: None)
+        try:
+            with self.visit(server) as first:
+                first.sendall(packet(b"qC"))
+                self.hear(first, packet(b"QC1"))
+                go_on.clear()
+            with self.visit(server) as second:
+                go_on.set()
+                second.sendall(packet(b"qC"))
+                until(lambda: target.calls[-2:] == ["release", "pause"])  # the first has gone, the second has come
+        finally:
+            go_on.set()
+            server.close()
 
     def test_one_who_does_not_take_his_answers_holds_nobody_up(self, target: FakeTarget) -> None:
         server = GdbServer(target, 0)

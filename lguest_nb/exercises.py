@@ -112,7 +112,8 @@ _MODULES = (
     "lguest_nb.marking_host",
     "lguest_nb.marking_orders",
     "lguest_nb.marking_today",
-    "lguest_nb.marking_views",
+    "lguest_nb.marking_today_parts",
+    "lguest_nb.marking_today_tables",
 )
 
 
@@ -125,9 +126,7 @@ def verdict(
         for module in _MODULES:
             importlib.import_module(module)
     if name not in GRADERS:
-        raise LguestError(
-            f"There is no exercise {name!r}; those there are: {', '.join(sorted(GRADERS))}."
-        )
+        raise LguestError(f"There is no exercise {name!r}; those there are: {', '.join(sorted(GRADERS))}.")
     if answer is ...:
         return "not yet: put your answer in the place of the three dots, run that cell, and then this one."
     try:
@@ -138,9 +137,7 @@ def verdict(
     wrong = [sentence for sentence in said if sentence]
     if not wrong:
         return f"right: {name}, in all {len(said)} cases."
-    return "\n".join(
-        [f"look again: {len(wrong)} of {len(said)} cases went wrong.", *wrong[:SHOWN]]
-    )
+    return "\n".join([f"look again: {len(wrong)} of {len(said)} cases went wrong.", *wrong[:SHOWN]])
 
 
 def grade(

@@ -8,7 +8,9 @@ import io
 import lzma
 import os
 import subprocess
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -195,7 +197,7 @@ class TestApt:
         (pool / kernel.name).unlink()
         assert apt.download(package) == kernel
         kernel.write_bytes(whole[:100])
-        with pytest.raises(DebianError, match=f"fetching {KERNEL}: apt-get failed"):
+        with pytest.raises(DebianError, match=f"fetching {KERNEL}: apt-helper failed"):
             apt.download(package)
         (pool / kernel.name).write_bytes(whole)
         apt.download(package)
@@ -206,9 +208,63 @@ class TestApt:
         apt.update()
         package = apt.find(KERNEL)
         (pool / package.file).write_bytes(b"!" * package.size)
-        with pytest.raises(DebianError):
+        with pytest.raises(DebianError, match="Hash Sum mismatch"):
             apt.download(package)
         assert not (tmp_path / "cache" / package.file).exists()
+
+    def test_lists_which_are_older_than_the_archive_are_made_anew(self, pool: Path, tmp_path: Path) -> None:
+        old = tmp_path / "none"  # where this machine's lists are
+        for directory in (old / "partial", tmp_path / "apt-cache/archives/partial"):
+            directory.mkdir(parents=True)
+        run("apt-get", "update", "-o", f"Dir::Cache={tmp_path / 'apt-cache'}", "-o", "APT::Sandbox::User=")
+        (pool / f"{KERNEL}_1_all.deb").rename(pool / "newer.deb")
+        make_index(pool)
+        apt = Apt(tmp_path / "cache")
+        assert not apt.own_lists
+        assert [path.name for path in fetch(apt)] == [f"{KERNEL}_1_all.deb", "busybox-static_1_all.deb"]
+        assert apt.own_lists
+
+    def test_a_package_which_was_cut_goes_on_where_it_was(self, pool: Path, tmp_path: Path) -> None:
+        asked: list[str | None] = []
+        whole = (pool / f"{KERNEL}_1_all.deb").read_bytes()
+
+        class Archive(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = pool / Path(self.path).name
+                if not path.exists():
+                    self.send_error(404)
+                    return
+                contents, cut = path.read_bytes(), path.name.startswith(KERNEL)
+                if cut:
+                    asked.append(self.headers["Range"])
+                first = int(self.headers["Range"][6:].partition("-")[0]) if cut and self.headers["Range"] else 0
+                self.send_response(206 if first else 200)
+                self.send_header("Content-Range", f"bytes {first}-{len(contents) - 1}/{len(contents)}")
+                self.send_header("Last-Modified", "Fri, 12 Jun 2009 22:27:09 GMT")
+                self.send_header("Content-Length", str(len(contents) - first))
+                self.end_headers()
+                self.wfile.write(contents[first : first + 100 if cut and len(asked) == 1 else None])
+                self.close_connection = True
+
+            def log_message(self, *_: object) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                (pool / "sources.list").write_text(f"deb [trusted=yes] http://127.0.0.1:{server.server_port} ./\n")
+                with (pool / "apt.conf").open("a") as settings:
+                    settings.write('Acquire::Retries "0";\nAcquire::http::Proxy "DIRECT";\n')
+                apt = Apt(tmp_path / "cache")
+                apt.update()
+                package = apt.find(KERNEL)
+                with pytest.raises(DebianError, match=f"fetching {KERNEL}: apt-helper failed"):
+                    apt.download(package)
+                assert apt.download(package).read_bytes() == whole
+            finally:
+                server.shutdown()
+                thread.join()
+        assert asked == [None, "bytes=100-"]
 
     def test_an_archive_out_of_reach_is_a_sentence(self, pool: Path, tmp_path: Path) -> None:
         (pool / "sources.list").write_text("deb [trusted=yes] http://127.0.0.1:9/debian ./\n")

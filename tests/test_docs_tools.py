@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import boot_picture
 import nbformat
@@ -168,6 +169,15 @@ def test_the_readmes_picture_is_what_a_guest_says_today() -> None:
 
     kept = (ROOT / "docs" / "_static" / "boot.svg").read_text(encoding="utf-8")
     assert written(kept) == written(boot_picture.drawn(boot_picture.boot())), "make picture"
+
+
+def test_the_picture_of_debian_is_of_a_whole_visit() -> None:
+    "It's drawn where there is a network, so only its parts can be looked for here."
+    svg = (ROOT / "docs" / "_static" / "debian.svg").read_text(encoding="utf-8").replace("\xa0", " ")
+    shown = "\n".join(each.text or "" for each in ElementTree.fromstring(svg).iter() if each.tag.endswith("text"))
+    answers = ("Run /init", "LNRO0005:00", "hello from Debian", "virtio1", "reboot: Power down")
+    for words in (*boot_picture.DEBIAN_TYPED, *answers):
+        assert words in shown, "make picture"
 
 
 def test_the_limits_which_a_page_names_are_those_of_the_code() -> None:

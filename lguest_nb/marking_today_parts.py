@@ -137,6 +137,100 @@ def _called(answer: Any) -> Iterator[Case]:
         yield Case(f"called(loaded, {caller!r}, {name!r})", partial(call, answer, _LOADED, caller, name), want, why)
 
 # %% ../nbs/99_marking_today_parts.ipynb #cdd5f678
+class _Complaint(Exception):
+    "Something which a loop must not do."
+
+
+class _Pc:
+    "A processor, its timer and one device, in a time which only goes by when it runs or sleeps."
+
+    def __init__(self, period: int, devices: Sequence[int], guest: str) -> None:
+        self.now, self.period, self.tick = 0, period, period  # a unit of time is one stretch of the Guest's
+        self.devices, self.guest = list(devices), guest  # when it raises its line; w works, c works with interrupts off
+        self.line: list[int] = []  # since when each interrupt waits
+        self.taken, self.asleep, self.off = 0, False, False
+
+    def _pass(self, until: int) -> None:
+        self.now = until
+        while self.devices and self.devices[0] <= self.now:
+            self.line.append(self.devices.pop(0))
+
+    def over(self) -> bool:
+        "Has the Guest done all its work?"
+        return not self.guest and not self.asleep
+
+    def due(self) -> None:
+        "Let the timer raise its line, if it's time."
+        if self.now >= self.tick:
+            self.line.append(self.tick)
+            self.tick += self.period
+
+    def deadline(self) -> int:
+        "When the timer ticks next."
+        return self.tick
+
+    def pending(self) -> bool:
+        "Is there an interrupt?"
+        return bool(self.line)
+
+    def allowed(self) -> bool:
+        "Does the Guest allow it?"
+        return not self.off
+
+    def halted(self) -> bool:
+        "Does the Guest sleep?"
+        return self.asleep
+
+    def deliver(self) -> None:
+        "The Guest takes an interrupt."
+        if self.off or not self.line:
+            raise _Complaint("the Guest is interrupted, and there is nothing" if not self.line else "it was forbidden")
+        if self.now - self.line.pop(0) > 3:
+            raise _Complaint("an interrupt comes late")
+        self.taken, self.asleep = self.taken + 1, False
+
+    def run(self) -> None:
+        "A stretch of instructions: a letter of what it does."
+        if self.asleep or self.line and not self.off:
+            raise _Complaint("a processor runs which is halted" if self.asleep else "it runs past an interrupt")
+        what, self.guest = self.guest[:1], self.guest[1:]
+        self.asleep, self.off = what == "h", what == "c"
+        self._pass(self.now + (what != "h"))
+
+    def sleep(self, until: int | None) -> None:
+        "Wait for a device, and not longer than that."
+        if not self.asleep or self.line:
+            raise _Complaint("it sleeps, and there is something to do")
+        ends = [time for time in (until, *self.devices[:1]) if time is not None]
+        if not ends:
+            raise _Complaint("it sleeps for ever")
+        self._pass(max(self.now, min(ends)))
+
+
+def _looped(answer: Any, period: int, devices: Sequence[int], guest: str) -> str:
+    pc = _Pc(period, devices, guest)
+    try:
+        answer(pc)
+    except _Complaint as e:
+        return f"{e}, at {pc.now}"
+    return "all its work" if pc.over() else "not all its work"
+
+
+@exercise("76_the_pc: loop")
+def _loop(answer: Any) -> Iterator[Case]:
+    for period, devices, guest, why in (
+        (10, [], "www", "nothing but work"),
+        (10, [], "whw", "it's woken by the timer"),
+        (100, [4], "whw", "a device may be earlier than the timer"),
+        (3, [], "wwwwwwwww", "ticks come while it works, and are taken between two stretches"),
+        (2, [], "wccw", "what it forbids has to wait until it allows it again"),
+        (5, [5, 5, 6], "hhhw", "two at once are two"),
+        (4, [1, 9], "hwhwhcwhw", "a bit of everything"),
+    ):
+        said = f"a Guest which does {guest!r}, with a tick each {period} and a device at {devices}"
+        yield Case(said, partial(_looped, answer, period, devices, guest), "all its work", why)
+
+# %% ../nbs/99_marking_today_parts.ipynb #fd857a0f
 _HANDLER = 0xFFFF_8123_4567_89A0
 
 
@@ -163,7 +257,7 @@ def _enter(answer: Any) -> Iterator[Case]:
         said = f"enter(a gate of {kind:#x}, rsp={rsp:#x}, rflags={rflags:#x}, error={error}, stack={stack})"
         yield Case(said, run, (words, top - 8 * len(words), _HANDLER, after), why)
 
-# %% ../nbs/99_marking_today_parts.ipynb #fd857a0f
+# %% ../nbs/99_marking_today_parts.ipynb #c0194e6b
 _PIECES = 2  # of which a disk is made
 _STEPS = 12  # of one writer, at most
 

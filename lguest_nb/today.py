@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODE_SELECTOR', 'DATA_SELECTOR', 'RAM_END', 'Space', 'LongBoot', 'nothing_there', 'RegisterBus', 'PcHost', 'Reasons',
-           'KeepsReasons']
+           'KeepsReasons', 'Outbox', 'KeepsOutbox']
 
 # %% ../nbs/69_today.ipynb #1f752cd9
 from dataclasses import dataclass
@@ -106,4 +106,37 @@ class KeepsReasons(Protocol):
         address: int,  # Guest-physical, of InterruptStatus
     ) -> Reasons:
         "From now on the Guest reads and clears these. On the CPU thread, after `start`. Raises `HostError`."
+        ...
+
+
+class Outbox(Protocol):
+    "Where a Guest's bytes wait for us, while it is open. Any thread."
+
+    def open(
+        self,
+        status: int,  # what the Guest reads before each byte
+    ) -> None:
+        "Bytes go into it, as long as there is room."
+        ...
+
+    def shut(self) -> None:
+        "Both ports are the bus's again. What is in it stays."
+        ...
+
+    def take(self) -> bytes:
+        "What is in it, which is then empty."
+        ...
+
+
+@runtime_checkable
+class KeepsOutbox(Protocol):
+    "What a Host may offer besides: to take what the Guest writes to a serial port without asking its bus."
+
+    def keep_outbox(
+        self,
+        data: int,  # the port of the bytes
+        status: int,  # the port which is read before each of them
+        fd: int,  # an eventfd: rung when something is in it
+    ) -> Outbox:
+        "It is shut at first. Once, on the CPU thread, after `start`. Raises `HostError`."
         ...

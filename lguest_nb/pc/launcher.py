@@ -15,9 +15,10 @@ from ..linux64 import load_linux64
 from ..memory import GuestMemory, LguestError
 from ..meter import Tell, quietly
 from .acpi import MmioSlot, place_acpi
-from .platform import Platform
+from .platform import COM1, Platform
+from .uart import LSR, RBR
 from .wire import Wire
-from ..today import LongBoot, PcHost
+from ..today import KeepsOutbox, LongBoot, PcHost
 
 log = logging.getLogger("lguest_nb")
 
@@ -25,7 +26,7 @@ log = logging.getLogger("lguest_nb")
 MEMORY_MAX_MB = SLOT_BASE >> 20
 WORDS = (
     "console=hvc0 earlycon=uart8250,io,0x3f8 nolapic noapic pci=off tsc=reliable tsc_early_khz=1000000 "
-    "no_timer_check panic=-1 reboot=panic_warm"
+    "no_timer_check noreplace-smp cryptomgr.notests panic=-1 reboot=panic_warm"
 )
 
 
@@ -89,6 +90,8 @@ class PcLauncher(BaseLauncher):
             raise LguestError("There is no kernel in this Guest's memory yet.")
         self.wire.start()
         self.host.start(self.memory, self.boot, self.platform.bus)
+        if isinstance(self.host, KeepsOutbox):
+            self.platform.uart.lend(self.host.keep_outbox(COM1 + RBR, COM1 + LSR, self.wire.bell))
         ending = self.host.run()
         if self._ending is not None:  # then it was we who stopped the Host
             ending = self._ending

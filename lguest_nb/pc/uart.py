@@ -12,6 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from ..today import Outbox
+
 # %% ../../nbs/74_uart.ipynb #26fa509d
 FIFO = 16  # bytes, in either direction
 BACKLOG = 64 << 10  # bytes on their way out, above which the chip is not ready for more
@@ -41,6 +43,7 @@ class Uart:
         self.base, self._interrupt = base, interrupt
         self.sent: Callable[[], None] = nothing  # called when there is something to `take`; CPU thread
         self.room: Callable[[], None] = nothing  # called when `receive` takes bytes again; CPU thread
+        self._outbox: Outbox | None = None
         self._lock = threading.Lock()
         self._in: deque[int] = deque()
         self._out = bytearray()
@@ -49,6 +52,27 @@ class Uart:
         self._fifo = 0
         self._sendable = True  # an interrupt for it is due, and has not been seen
         self._wanted = False  # an interrupt, when we last looked
+
+    def lend(
+        self,
+        outbox: Outbox,  # for the ports RBR and LSR; shut
+    ) -> None:
+        "From now on it may be open. Before the Guest runs."
+        with self._lock:
+            self._outbox = outbox
+            self._open_or_shut(outbox)
+
+    def _open_or_shut(self, outbox: Outbox) -> None:
+        plain = self._plain
+        if self._out or plain[LCR] & DIVISOR or plain[MCR] & LOOP or plain[IER] & SENDABLE:
+            outbox.shut()
+        else:
+            outbox.open(THR_EMPTY | ALL_SENT | (DATA_READY if self._in else 0))
+
+    def _collect(self) -> None:
+        "What is in the box was sent before anything which is sent from now on."
+        if self._outbox is not None:
+            self._out += self._outbox.take()
 
     @property
     def _ready(self) -> bool:
@@ -62,12 +86,15 @@ class Uart:
 
     def _moved(self) -> list[Callable[[], None]]:
         "What is to be called once the lock is free."
+        if self._outbox is not None:
+            self._open_or_shut(self._outbox)
         before, self._wanted = self._wanted, self._reason() != NO_REASON
         return [self._interrupt] if self._wanted and not before else []
 
     def take(self) -> bytes:
         "All that the Guest has sent, and has not been taken. Any thread."
         with self._lock:
+            self._collect()
             waited, data = not self._ready, bytes(self._out)
             self._out.clear()
             self._sendable |= waited
@@ -113,6 +140,7 @@ class Uart:
                 self._sendable = False
             return reason | self._fifo, []
         if register == LSR:
+            self._collect()
             ready = THR_EMPTY if self._ready else 0
             return ready | (ALL_SENT if ready else 0) | (DATA_READY if self._in else 0), []
         if register == MSR:
@@ -146,6 +174,7 @@ class Uart:
                 self._in.append(value)
             self._sendable = True
         elif register == RBR:
+            self._collect()
             self._out.append(value)
             self._sendable = False  # for a moment: the line goes down, if it was up for this
             self._moved()

@@ -40,6 +40,11 @@ class Wire:
         self._printer = threading.Thread(target=self._run, args=(self._print,), name="lguest ttyS0:out", daemon=True)
         self._typist = threading.Thread(target=self._run, args=(self._type,), name="lguest ttyS0:in", daemon=True)
 
+    @property
+    def bell(self) -> int:
+        "An eventfd: rung when there is something to `take` from the `Uart`."
+        return self._out.kicks
+
     def _kick_out(self) -> None:
         os.eventfd_write(self._out.kicks, 1)
 

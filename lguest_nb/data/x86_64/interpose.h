@@ -16,6 +16,7 @@
 typedef struct uc uc;    /* Unicorn's and QEMU's structures: we only have their addresses */
 typedef struct env env;  /* CPUX86State */
 typedef struct cpu cpu;  /* CPUState and X86CPU, which begin at the same place and contain env */
+typedef struct translator translator; /* TCGContext */
 
 enum { PAGE = 4096 };
 enum { CODE = 1, STACK, DATA, FS, GS, LDT, TASK }; /* QEMU's order of segments: ES is 0 */
@@ -41,6 +42,18 @@ struct pic { /* an 8259A: pic.c; a bit for each line */
     bool single, has_mode, auto_end, rotate_on_auto_end, special_mask, fully_nested, read_in_service, poll;
 };
 
+enum { OUTBOX = 64 << 10 };
+
+struct outbox { /* outbox.c */
+    pthread_mutex_t lock;
+    uint32_t data, status; /* ports */
+    int fd;                /* an eventfd */
+    bool kept, open;       /* kept: somebody wants it */
+    uint8_t answer;
+    int count;
+    uint8_t bytes[OUTBOX];
+};
+
 struct machine {
     struct machine *next;
     uc *uc;   /* NULL: free to be used again */
@@ -57,6 +70,11 @@ struct machine {
     uint8_t *has_code;    /* for each of them: was it translated? */
     bool translating;     /* a page may be translated and not yet be marked */
     uint64_t written;     /* the page of the store which is being looked at */
+    struct place *places; /* lookup.c: blocks by where they begin */
+    uint32_t age;         /* of those which are still true */
+    bool may_have_dropped; /* translations, since we looked at ... */
+    size_t dropped;        /* ... how many were, ever */
+    translator *translator;
     uint64_t io;          /* where RAM ends and registers begin */
     uint64_t (*read)(int port, uint64_t address, int size);
     void (*write)(int port, uint64_t address, int size, uint64_t value);
@@ -65,6 +83,7 @@ struct machine {
     struct doorbell doorbell[DOORBELLS];
     struct pic pic[2]; /* master and slave */
     pthread_mutex_t pic_lock;
+    struct outbox outbox;
     int registers;
     struct { uint64_t address; uint32_t bits; } reasons[REGISTERS];
 };
@@ -80,7 +99,7 @@ int machine_acknowledge(struct machine *m);
 
 /* Offsets in env, by layout.c. */
 extern struct layout {
-    size_t registers, rip, segments, hflags, efer, star, lstar, cstar, fmask;
+    size_t registers, rip, eflags, segments, hflags, efer, star, lstar, cstar, fmask;
 } at;
 const char *measure(struct machine *m); /* NULL, or a sentence */
 #define FIELD(type, env, name) (*(type *)((char *)(env) + at.name))

@@ -7,7 +7,7 @@
 #include <string.h>
 
 enum { /* unicorn/x86.h */
-    REG_RAX = 35, REG_RIP = 41, REG_CR0 = 50, REG_R15 = 113, REG_TR = 245, REG_MSR = 248, REG_FS_BASE = 250, REG_GS_BASE
+    REG_EFLAGS = 25, REG_RAX = 35, REG_RIP = 41, REG_CR0 = 50, REG_R15 = 113, REG_TR = 245, REG_MSR = 248, REG_FS_BASE = 250, REG_GS_BASE
 };
 enum { MSR_EFER = 0xc0000080, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK };
 
@@ -59,6 +59,7 @@ const char *measure(struct machine *m)
     at.cstar = find(m, "CSTAR", REG_MSR, MSR_CSTAR, 0, 0) - base;
     at.fmask = find(m, "FMASK", REG_MSR, MSR_FMASK, 0, 0) - base;
     at.efer = find(m, "EFER", REG_MSR, MSR_EFER, 1, 1) - base;         /* by its bit SCE */
+    at.eflags = find(m, "EFLAGS", REG_EFLAGS, 0, 1 << 18, 1 << 18) - base; /* by its bit AC */
     at.hflags = find(m, "hflags", REG_CR0, 0, 8, 0x800) - base;        /* bit 11 is a copy of CR0's TS */
     size_t fs = find(m, "FS.base", REG_FS_BASE, 0, 0, 0), gs = find(m, "GS.base", REG_GS_BASE, 0, 0, 0);
     at.segments = fs - offsetof(struct segment, base) - FS * sizeof(struct segment) - base;

@@ -74,6 +74,7 @@ EXPORT void machine_close(struct machine *m)
 {
     pthread_mutex_lock(&adding);
     free(m->has_code);
+    free(m->places);
     memset((char *)m + sizeof m->next, 0, sizeof *m - sizeof m->next);
     pthread_mutex_unlock(&adding);
 }

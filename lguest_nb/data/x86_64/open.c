@@ -10,6 +10,7 @@ int hook_exceptions(struct machine *m);
 int hook_registers(struct machine *m, uint64_t end);
 void task_after_reset(struct machine *m);
 void pic_power_on(struct machine *m);
+bool new_places(struct machine *m);
 
 /* NULL and a machine, or a sentence. RAM is at 0 and mapped; from its end up to `end` is nothing but registers. */
 EXPORT const char *machine_open(
@@ -31,7 +32,7 @@ EXPORT const char *machine_open(
     m->acknowledge = acknowledge;
     pic_power_on(m);
     m->has_code = calloc(m->pages, 1);
-    const char *problem = m->has_code ? measure(m) : "There is not enough memory to note which pages hold code.";
+    const char *problem = m->has_code && new_places(m) ? measure(m) : "There is not enough memory to note where there is code.";
     if (!problem && (hook_exceptions(m) || hook_registers(m, end))) problem = "Unicorn refused a hook.";
     if (problem) {
         machine_close(m);

@@ -13,6 +13,8 @@ UNICORN(int, uc_mmio_map, uc *, uint64_t, uint64_t, void *, void *, void *, void
 bool pic_port(uint32_t port); /* pic.c */
 int machine_pic_read(struct machine *m, uint32_t port);
 void machine_pic_write(struct machine *m, uint32_t port, int value);
+bool post(struct machine *m, uint32_t port, uint8_t byte); /* outbox.c */
+bool may_post(struct machine *m, uint32_t port, uint32_t *answer);
 bool load_reasons(struct machine *m, uint64_t address, uint64_t *value); /* reasons.c */
 bool store_reasons(struct machine *m, uint64_t address, uint64_t value);
 
@@ -47,11 +49,14 @@ static bool is_pic(struct machine *m, uint32_t port, int size) { return size == 
 
 static uint32_t on_in(uc *u, uint32_t port, int size, struct machine *m)
 {
+    uint32_t answer;
+    if (size == 1 && may_post(m, port, &answer)) return answer;
     return is_pic(m, port, size) ? (uint32_t)machine_pic_read(m, port) : m->read(PORT, port, size);
 }
 
 static void on_out(uc *u, uint32_t port, int size, uint32_t value, struct machine *m)
 {
+    if (size == 1 && post(m, port, value)) return;
     if (is_pic(m, port, size)) machine_pic_write(m, port, value & 0xff);
     else m->write(PORT, port, size, value);
 }

@@ -9,6 +9,8 @@
 enum { PAGE_WRITE = 2, PAGE_EXEC = 4, INSTRUCTION_FETCH = 2 };
 typedef struct block block; /* TranslationBlock */
 
+void will_generate(struct machine *m, uint64_t pc); /* lookup.c */
+
 UNICORN(void, tlb_protect_code_x86_64, uc *, uint64_t);
 UNICORN(void, tlb_reset_dirty_x86_64, cpu *, void *, uint64_t);
 UNICORN(void, tlb_reset_dirty_by_vaddr_x86_64, cpu *, uint64_t, uint64_t);
@@ -51,7 +53,7 @@ EXPORT void tlb_unprotect_code_x86_64(uc *u, uint64_t ram)
 EXPORT void tb_invalidate_phys_page_fast_x86_64(uc *u, void *pages, uint64_t ram, int length, void *retaddr)
 {
     struct machine *m = machine_of(u);
-    if (m) m->written = ram / PAGE;
+    if (m) m->written = ram / PAGE, m->may_have_dropped = true;
     unicorn_tb_invalidate_phys_page_fast_x86_64(u, pages, ram, length, retaddr);
 }
 
@@ -86,6 +88,7 @@ EXPORT block *tb_gen_code_x86_64(cpu *c, uint64_t pc, uint64_t code_base, uint32
 {
     struct machine *m = machine_of(c);
     if (!m) return unicorn_tb_gen_code_x86_64(c, pc, code_base, flags, how);
+    will_generate(m, pc);
     __atomic_store_n(&m->translating, true, __ATOMIC_SEQ_CST);
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* pairs with machine_holds_code's */
     block *b = unicorn_tb_gen_code_x86_64(c, pc, code_base, flags, how); /* a fault skips what follows: then it stays set */
@@ -111,8 +114,15 @@ EXPORT int machine_first_code(struct machine *m, const uint64_t *ranges, int cou
     return n;
 }
 
+EXPORT void tb_invalidate_phys_range_x86_64(uc *u, uint64_t first, uint64_t end)
+{
+    struct machine *m = machine_of(u);
+    if (m) m->may_have_dropped = true;
+    unicorn_tb_invalidate_phys_range_x86_64(u, first, end);
+}
+
 /* Forget what was translated of these bytes. On the CPU thread. */
 EXPORT void machine_drop_code(struct machine *m, uint64_t first, uint64_t length)
 {
-    unicorn_tb_invalidate_phys_range_x86_64(m->uc, first, first + length);
+    tb_invalidate_phys_range_x86_64(m->uc, first, first + length);
 }

@@ -24,6 +24,7 @@ _EFLAGS = 0x2  # interrupts are off; bit 1 is always set
 INTERRUPTS_ON = 1 << 9  # IF, in EFLAGS
 _SEGMENTS = 6  # ES, CS, SS, DS, FS and GS, in this order
 _CS = 1
+_OUTBOX = 64 << 10  # bytes, as interpose.h has it
 _SHOWN = ("RIP", "RSP", "RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "EFLAGS", "CR0", "CR2", "CR3", "CR4")
 
 
@@ -188,6 +189,27 @@ class LongCpu(Running):
     ) -> int:
         "As they are now. Any thread."
         return cast(int, self.c.machine_reasons(self.machine, number))
+
+    def keep_outbox(
+        self,
+        data: int,  # port: what is written there goes into it
+        status: int,  # port: what is read there before is what `open_outbox` says
+        fd: int,  # an eventfd, which must stay open: rung when it is not empty any more
+    ) -> None:
+        "From now on there is a box, which is shut. On the CPU thread."
+        self.c.machine_keep_outbox(self.machine, data, status, fd)
+
+    def open_outbox(
+        self,
+        answer: int | None,  # a byte; None: it is shut
+    ) -> None:
+        "Both ports are answered without calling anybody, or not. Any thread."
+        self.c.machine_open_outbox(self.machine, -1 if answer is None else answer)
+
+    def take_outbox(self) -> bytes:
+        "What is in it. Any thread."
+        data = ffi.new("char[]", _OUTBOX)
+        return bytes(ffi.buffer(data, self.c.machine_take_outbox(self.machine, data)))
 
     def holds_code(
         self,

@@ -17,7 +17,7 @@ from ...memory import GuestMemory
 from ...pc.pic import PicPair
 from ...pc.pit import Pit
 from ...pc.ports import AddressDecoder, ByteChip
-from ...today import RAM_END, LongBoot, Reasons, RegisterBus, Space
+from ...today import RAM_END, LongBoot, Outbox, Reasons, RegisterBus, Space
 from .cpu import INTERRUPTS_ON, Gone, LongCpu
 from ..soft import unicorn as u
 from ..soft.host import make_fence
@@ -210,12 +210,34 @@ class _Kept:
             return 0 if self._host._cpu is None else self._host._cpu.reasons(self._number)
 
 
+class _Box:
+    "The processor's outbox. Harmless once the Guest has ended: what is in it then has been taken before."
+
+    def __init__(self, host: Interrupts) -> None:
+        self._host = host
+
+    def open(self, status: int) -> None:
+        with self._host._lock:
+            if self._host._cpu is not None:
+                self._host._cpu.open_outbox(status)
+
+    def shut(self) -> None:
+        with self._host._lock:
+            if self._host._cpu is not None:
+                self._host._cpu.open_outbox(None)
+
+    def take(self) -> bytes:
+        with self._host._lock:
+            return b"" if self._host._cpu is None else self._host._cpu.take_outbox()
+
+
 class Verbs(Answering):
     "The verbs of the CPU thread, and those which end it. See `lguest_nb.host.Host` for what each promises."
 
     def __init__(self) -> None:
         super().__init__()
         self._fds: dict[tuple[int, int | None], int] = {}
+        self._box_fd: int | None = None
         self._report = ""
         self._thread = 0
 
@@ -267,6 +289,15 @@ class Verbs(Answering):
         "See `lguest_nb.today.KeepsReasons`. Raises `HostError`."
         return _Kept(self, self._started().keep_reasons(address))
 
+    def keep_outbox(self, data: int, status: int, fd: int) -> Outbox:
+        "See `lguest_nb.today.KeepsOutbox`. Raises `HostError`."
+        cpu = self._started()
+        if self._box_fd is not None:
+            raise HostError("This Host keeps an outbox already, and has only one.")
+        self._box_fd = os.dup(fd)
+        cpu.keep_outbox(data, status, self._box_fd)
+        return _Box(self)
+
     def end(
         self,
         ending: Ending,  # the first one counts
@@ -304,6 +335,9 @@ class Verbs(Answering):
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+        if self._box_fd is not None:
+            os.close(self._box_fd)
+            self._box_fd = None
 
 # %% ../../../nbs/79_pc_host.ipynb #91a709e8
 class SoftPcHost(Verbs):

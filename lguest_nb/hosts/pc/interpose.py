@@ -42,6 +42,9 @@ int machine_keep_reasons(machine *m, uint64_t address);
 void machine_set_reasons(machine *m, int n, uint32_t bits);
 void machine_clear_reasons(machine *m, int n, uint32_t bits);
 uint32_t machine_reasons(machine *m, int n);
+void machine_keep_outbox(machine *m, uint32_t data, uint32_t status, int fd);
+void machine_open_outbox(machine *m, int answer);
+int machine_take_outbox(machine *m, char *bytes);
 const uint64_t *machine_counts(machine *m);
 """)
 

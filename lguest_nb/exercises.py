@@ -114,6 +114,7 @@ _MODULES = (
     "lguest_nb.marking_today",
     "lguest_nb.marking_today_parts",
     "lguest_nb.marking_today_tables",
+    "lguest_nb.marking_views",
 )
 
 
@@ -126,7 +127,9 @@ def verdict(
         for module in _MODULES:
             importlib.import_module(module)
     if name not in GRADERS:
-        raise LguestError(f"There is no exercise {name!r}; those there are: {', '.join(sorted(GRADERS))}.")
+        raise LguestError(
+            f"There is no exercise {name!r}; those there are: {', '.join(sorted(GRADERS))}."
+        )
     if answer is ...:
         return "not yet: put your answer in the place of the three dots, run that cell, and then this one."
     try:
@@ -137,7 +140,9 @@ def verdict(
     wrong = [sentence for sentence in said if sentence]
     if not wrong:
         return f"right: {name}, in all {len(said)} cases."
-    return "\n".join([f"look again: {len(wrong)} of {len(said)} cases went wrong.", *wrong[:SHOWN]])
+    return "\n".join(
+        [f"look again: {len(wrong)} of {len(said)} cases went wrong.", *wrong[:SHOWN]]
+    )
 
 
 def grade(

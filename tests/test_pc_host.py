@@ -922,6 +922,172 @@ def test_an_interrupt_which_was_masked_meanwhile_does_not_end_a_halt() -> None:
         assert (register(host, u.R12), register(host, u.R13)) == (1, 1)
 
 
+# A serial port's bytes, in the processor's keeping.
+
+DATA, MAY = 0x3F8, 0x3FD
+
+
+def saying(text: str) -> str:
+    "A Guest which asks and sends, for each byte; the last answer is in R12."
+    return f"""
+        lea 3f(%rip), %rsi
+        mov $4f - 3f, %ecx
+    1:  mov ${MAY}, %dx
+        in %dx, %al
+        movzx %al, %r12d
+        lodsb
+        mov ${DATA}, %dx
+        out %al, %dx
+        dec %ecx
+        jnz 1b
+        cli; hlt
+    3:  .ascii "{text}"
+    4:
+    """
+
+
+def test_bytes_for_an_open_box_do_not_reach_the_bus_and_ring_once() -> None:
+    bus = Written(value=0x20)
+    with pc(saying("hello"), bus) as (host, _):
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        box = host.keep_outbox(DATA, MAY, fd)
+        box.open(0x61)
+        host.run()
+        assert (register(host, u.R12), bus.reads, bus.writes) == (0x61, [], [])
+        assert (os.eventfd_read(fd), box.take(), box.take()) == (1, b"hello", b"")
+        os.close(fd)
+
+
+def test_a_box_which_is_shut_leaves_both_ports_to_the_bus_and_keeps_what_it_has() -> None:
+    bus = Written(lambda *_: box.open(0x60), value=0x20)
+    with pc(saying("abcd"), bus) as (host, _):
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        box = host.keep_outbox(DATA, MAY, fd)
+        host.run()
+        assert bus.writes == [("port", DATA, 1, ord("a"))]
+        box.shut()
+        assert (register(host, u.R12), box.take()) == (0x60, b"bcd")
+        os.close(fd)
+
+
+def test_a_full_box_leaves_the_next_byte_to_the_bus() -> None:
+    bus = Written(value=0x20)
+    program = f"mov $65540, %ecx; mov ${DATA}, %dx; 1: mov %cl, %al; out %al, %dx; dec %ecx; jnz 1b; cli; hlt"
+    with pc(program, bus) as (host, _):
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        box = host.keep_outbox(DATA, MAY, fd)
+        box.open(0x60)
+        host.run()
+        sent = bytes(n & 0xFF for n in range(65540, 0, -1))
+        assert box.take() == sent[:65536]
+        assert bytes(value for *_, value in bus.writes) == sent[65536:]
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("register_", "size"), [("ax", 2), ("eax", 4)])
+def test_a_wide_access_goes_past_an_open_box(register_: str, size: int) -> None:
+    bus = Written()
+    with pc(f"mov $0x41, %eax; mov ${DATA}, %dx; out %{register_}, %dx; in %dx, %{register_}; cli; hlt", bus) as (
+        host,
+        _,
+    ):
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        box = host.keep_outbox(DATA, DATA, fd)
+        box.open(0x60)
+        host.run()
+        assert (bus.writes, bus.reads, box.take()) == ([("port", DATA, size, 0x41)], [("port", DATA, size)], b"")
+        os.close(fd)
+
+
+def test_a_host_keeps_one_box_which_is_harmless_after_the_end() -> None:
+    fd = os.eventfd(0)
+    with pc("cli; hlt") as (host, _):
+        box = host.keep_outbox(DATA, MAY, fd)
+        with pytest.raises(HostError, match="keeps an outbox already"):
+            host.keep_outbox(DATA, MAY, fd)
+    box.open(0x60)
+    box.shut()
+    assert box.take() == b""
+    with pytest.raises(HostError, match="has not been started"):
+        host.keep_outbox(DATA, MAY, fd)
+    os.close(fd)
+
+
+# What was translated is found again only as long as it is true.
+
+FLUSHES = {
+    "invlpg": "invlpg (%rbx)",
+    "cr3": "mov %cr3, %rdx; mov %rdx, %cr3",
+    "cr4": "mov %cr4, %rdx; xor $0x80, %dl; mov %rdx, %cr4",
+}
+
+
+@pytest.mark.parametrize("flush", FLUSHES.values(), ids=list(FLUSHES))
+def test_a_call_through_a_register_goes_where_the_page_tables_say_since_the_last_flush(flush: str) -> None:
+    call = "mov $100, %ecx; 1: call *%rbx; dec %ecx; jnz 1b"
+    program = f"""
+        mov ${ALIAS} + 0x180000, %ebx
+        {call}
+        mov %eax, %r12d
+        movq $0x87, 0xc000          # the same virtual address is another physical one
+        {flush}
+        {call}
+        mov %eax, %r13d
+        movq $0x200087, 0xc000      # and the first one again
+        {flush}
+        {call}
+        mov %eax, %ebp
+        hlt
+    """
+    with processor(program) as (cpu, memory):
+        memory.write(0x380000, FUNCTION)
+        memory.write(0x180000, assemble("mov $2, %eax; ret", 0x180000))
+        assert cpu.run() == "halted"
+        assert [cpu.get(r) for r in (u.R12, u.R13, u.RBP)] == [1, 2, 1]
+
+
+def test_a_call_through_a_register_finds_the_code_which_was_stored_there_last() -> None:
+    program = """
+        mov $0x200000, %ebx
+        xor %r12d, %r12d
+        mov $1, %ecx
+    1:  movb %cl, 1(%rbx)           # the immediate of the function's mov
+        call *%rbx
+        call *%rbx
+        add %eax, %r12d
+        inc %ecx
+        cmp $101, %ecx
+        jne 1b
+        hlt
+    """
+    with processor(program) as (cpu, memory):
+        memory.write(0x200000, FUNCTION)
+        assert cpu.run() == "halted"
+        assert cpu.get(u.R12) == 5050
+
+
+def test_more_places_than_are_remembered_are_all_found() -> None:
+    program = """
+    2:  mov $0x200000, %ebx
+    1:  call *%rbx                  # a function in every sixteen bytes: 65,536 of them
+        add %rax, %r12
+        add $16, %ebx
+        cmp $0x300000, %ebx
+        jne 1b
+        dec %r13d
+        jnz 2b
+        hlt
+    """
+    with processor(program) as (cpu, memory):
+        memory.write(
+            0x200000,
+            b"".join(FUNCTION[:1] + n.to_bytes(4, "little") + FUNCTION[5:] + bytes(10) for n in range(1 << 16)),
+        )
+        cpu.set(u.R13, 2)
+        assert cpu.run() == "halted"
+        assert cpu.get(u.R12) == sum(range(1 << 16)) * 2
+
+
 # Code which arrives by DMA.
 
 CALLING = """

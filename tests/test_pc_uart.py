@@ -241,3 +241,77 @@ def test_no_sequence_raises_and_a_wanted_interrupt_was_pulsed(steps: list[tuple[
         now = port.uart._reason() != NO_INT
         assert port.pulsed() or not now or wanted, "the chip wants an interrupt, and nobody heard"
         wanted = now
+
+
+class Box:
+    "An outbox of a few bytes, kept where the Guest's two ports are."
+
+    SIZE = 5
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.bytes = b""
+
+    def open(self, status: int) -> None:
+        self.status = status
+
+    def shut(self) -> None:
+        self.status = None
+
+    def take(self) -> bytes:
+        taken, self.bytes = self.bytes, b""
+        return taken
+
+
+class BoxedPort(Port):
+    "A chip which was lent a box; a Host asks the box first."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box = Box()
+        self.uart.lend(self.box)
+
+    @property
+    def _is_open(self) -> bool:
+        return self.box.status is not None and len(self.box.bytes) < Box.SIZE
+
+    def get(self, register: int) -> int:
+        if register == LSR and self._is_open:
+            assert self.box.status is not None
+            return self.box.status
+        return super().get(register)
+
+    def put(self, register: int, value: int) -> None:
+        if register == THR and self._is_open:
+            self.box.bytes += bytes([value])
+        else:
+            super().put(register, value)
+
+
+ACTS = st.one_of(
+    st.tuples(st.just("put"), st.integers(0, 7), st.sampled_from((0, 1, 2, 3, 0x07, 0x10, 0x41, 0x80, 0xFF))),
+    st.tuples(st.just("put"), st.just(THR), st.integers(0, 255)),
+    st.tuples(st.just("get"), st.integers(0, 7), st.just(0)),
+    st.tuples(st.just("take"), st.just(0), st.just(0)),
+    st.tuples(st.just("receive"), st.integers(1, 4), st.integers(0, 255)),
+)
+
+
+@given(st.lists(ACTS, max_size=60))
+def test_a_chip_with_a_box_is_a_chip_without_one(acts: list[tuple[str, int, int]]) -> None:
+    plain, boxed = Port(), BoxedPort()
+    sent = {plain: b"", boxed: b""}
+    for act, register, value in acts:
+        answers = []
+        for port in (plain, boxed):
+            if act == "put":
+                port.put(register, value)
+            elif act == "get":
+                answers.append(port.get(register))
+            elif act == "receive":
+                answers.append(port.uart.receive(bytes([value] * register)))
+            else:
+                sent[port] += port.uart.take()
+            answers.append(port.pulsed())
+        assert answers[: len(answers) // 2] == answers[len(answers) // 2 :]
+    assert sent[plain] + plain.uart.take() == sent[boxed] + boxed.uart.take()

@@ -28,7 +28,8 @@ class Debugger(Session):
     "gdb at a terminal which is as simple as they come."
 
     def __init__(self, kernel: Path, port: int) -> None:
-        quiet = ["-ex", "set width 0", "-ex", "set confirm off", "-ex", "set pagination off"]
+        settings = "width 0", "confirm off", "pagination off", "remotetimeout 60"  # seconds; others may be busy here
+        quiet = [word for setting in settings for word in ("-ex", f"set {setting}")]
         super().__init__(["env", "TERM=dumb", "gdb", "-nx", "-q", *quiet, str(kernel)])
         self.expect(ASKS)
         self.connected = self.ask(f"target remote :{port}")

@@ -9,7 +9,8 @@ __all__ = ['LINES', 'Interrupts', 'Inside', 'Answering', 'Verbs', 'SoftPcHost']
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 from ...host import Ending, HostError
@@ -18,7 +19,7 @@ from ...pc.pic import PicPair
 from ...pc.pit import Pit
 from ...pc.ports import AddressDecoder, ByteChip
 from ...today import RAM_END, LongBoot, Outbox, Reasons, RegisterBus, Space
-from .cpu import INTERRUPTS_ON, Gone, LongCpu
+from .cpu import INTERRUPTS_ON, Gone, KeptOutbox, KeptReasons, LongCpu
 from ..soft import unicorn as u
 from ..soft.host import make_fence
 from ..soft.machine import Timer
@@ -51,6 +52,11 @@ class Interrupts:
             if self._cpu is not None:
                 self._cpu.pulse(irq)
                 self._changed.notify_all()
+
+    @contextmanager
+    def _borrow(self) -> Iterator[LongCpu | None]:
+        with self._lock:
+            yield self._cpu
 
     def _started(self) -> LongCpu:
         if self._cpu is None:
@@ -189,48 +195,6 @@ class Answering(Inside):
         (self._ports if space == "port" else self._board).write(space, address, size, value)
 
 # %% ../../../nbs/79_pc_host.ipynb #8acd14b8
-class _Kept:
-    "A device's reasons in the processor's keeping. Harmless once the Guest has ended."
-
-    def __init__(self, host: Interrupts, number: int) -> None:
-        self._host, self._number = host, number
-
-    def set(self, bits: int) -> None:
-        with self._host._lock:
-            if self._host._cpu is not None:
-                self._host._cpu.set_reasons(self._number, bits)
-
-    def clear(self, bits: int) -> None:
-        with self._host._lock:
-            if self._host._cpu is not None:
-                self._host._cpu.clear_reasons(self._number, bits)
-
-    def get(self) -> int:
-        with self._host._lock:
-            return 0 if self._host._cpu is None else self._host._cpu.reasons(self._number)
-
-
-class _Box:
-    "The processor's outbox. Harmless once the Guest has ended: what is in it then has been taken before."
-
-    def __init__(self, host: Interrupts) -> None:
-        self._host = host
-
-    def open(self, status: int) -> None:
-        with self._host._lock:
-            if self._host._cpu is not None:
-                self._host._cpu.open_outbox(status)
-
-    def shut(self) -> None:
-        with self._host._lock:
-            if self._host._cpu is not None:
-                self._host._cpu.open_outbox(None)
-
-    def take(self) -> bytes:
-        with self._host._lock:
-            return b"" if self._host._cpu is None else self._host._cpu.take_outbox()
-
-
 class Verbs(Answering):
     "The verbs of the CPU thread, and those which end it. See `lguest_nb.host.Host` for what each promises."
 
@@ -260,8 +224,6 @@ class Verbs(Answering):
             self._cpu = cpu
         self._timer.start(self._tick)
 
-
-
     def attach_eventfd(
         self,
         address: int,  # a store here ...
@@ -287,16 +249,21 @@ class Verbs(Answering):
 
     def keep_reasons(self, address: int) -> Reasons:
         "See `lguest_nb.today.KeepsReasons`. Raises `HostError`."
-        return _Kept(self, self._started().keep_reasons(address))
+        return KeptReasons(self._borrow, self._started().keep_reasons(address))
 
-    def keep_outbox(self, data: int, status: int, fd: int) -> Outbox:
+    def keep_outbox(
+        self,
+        data: int,  # the port of the bytes
+        status: int,  # the port which is read before each of them
+        fd: int,  # an eventfd: rung when something is in it
+    ) -> Outbox:
         "See `lguest_nb.today.KeepsOutbox`. Raises `HostError`."
         cpu = self._started()
         if self._box_fd is not None:
             raise HostError("This Host keeps an outbox already, and has only one.")
         self._box_fd = os.dup(fd)
         cpu.keep_outbox(data, status, self._box_fd)
-        return _Box(self)
+        return KeptOutbox(self._borrow)
 
     def end(
         self,

@@ -1066,6 +1066,28 @@ def test_a_call_through_a_register_finds_the_code_which_was_stored_there_last() 
         assert cpu.get(u.R12) == 5050
 
 
+def test_an_engine_on_the_same_thread_does_not_hide_that_code_was_dropped() -> None:
+    program = """
+        mov $0x200000, %ebx
+        mov $0x300000, %ebp
+    1:  hlt
+        movb $2, (%rbp)             # first into data, and then into the function's mov
+        call *%rbx
+        mov %eax, %r12d
+        jmp 1b
+    """
+    with processor(program) as (cpu, memory):
+        memory.write(0x200000, FUNCTION)
+        for _ in range(3):
+            assert cpu.run() == "halted"
+        assert cpu.get(u.R12) == 1
+        with stock("mov $1, %eax; hlt") as (engine, _):
+            assert engine.go() == 0
+            cpu.set(u.RBP, 0x200001)
+            assert cpu.run() == "halted"
+            assert cpu.get(u.R12) == 2
+
+
 def test_more_places_than_are_remembered_are_all_found() -> None:
     program = """
     2:  mov $0x200000, %ebx

@@ -7,7 +7,8 @@
 #include <string.h>
 
 enum { /* unicorn/x86.h */
-    REG_EFLAGS = 25, REG_RAX = 35, REG_RIP = 41, REG_CR0 = 50, REG_R15 = 113, REG_TR = 245, REG_MSR = 248, REG_FS_BASE = 250, REG_GS_BASE
+    REG_EFLAGS = 25, REG_RAX = 35, REG_RIP = 41, REG_CR0 = 50, REG_R15 = 113, REG_TR = 245, REG_MSR = 248,
+    REG_FS_BASE = 250, REG_GS_BASE
 };
 enum { MSR_EFER = 0xc0000080, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK };
 

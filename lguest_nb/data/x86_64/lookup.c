@@ -68,11 +68,12 @@ EXPORT void *helper_lookup_tb_ptr_x86_64(env *e)
 
 static __thread struct machine *generating;
 
-/* A block is made, for nobody found one. What was noted instead was the way back to QEMU, which has to make it. */
+/* A block is made, for nobody found one. What was noted instead was the way back to QEMU, which has to make it. On this
+ * thread other engines make blocks, too: for them `m` is NULL. */
 void will_generate(struct machine *m, uint64_t pc)
 {
     generating = m;
-    place(m, pc)->age = 0;
+    if (m) place(m, pc)->age = 0;
 }
 
 EXPORT void *tcg_tb_alloc_x86_64(translator *t)

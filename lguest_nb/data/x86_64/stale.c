@@ -87,8 +87,8 @@ EXPORT void tlb_set_page_with_attrs_x86_64(
 EXPORT block *tb_gen_code_x86_64(cpu *c, uint64_t pc, uint64_t code_base, uint32_t flags, int how)
 {
     struct machine *m = machine_of(c);
-    if (!m) return unicorn_tb_gen_code_x86_64(c, pc, code_base, flags, how);
     will_generate(m, pc);
+    if (!m) return unicorn_tb_gen_code_x86_64(c, pc, code_base, flags, how);
     __atomic_store_n(&m->translating, true, __ATOMIC_SEQ_CST);
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* pairs with machine_holds_code's */
     block *b = unicorn_tb_gen_code_x86_64(c, pc, code_base, flags, how); /* a fault skips what follows: then it stays set */

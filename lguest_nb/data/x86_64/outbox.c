@@ -46,11 +46,10 @@ bool post(struct machine *m, uint32_t port, uint8_t byte)
     const uint64_t one = 1;
     if (!o->kept || port != o->data) return false;
     pthread_mutex_lock(&o->lock);
-    bool ours = o->open && o->count < OUTBOX;
-    if (ours) o->bytes[o->count++] = byte;
-    bool first = ours && o->count == 1;
+    bool ours = o->open && o->count < OUTBOX && (o->count || write(o->fd, &one, sizeof one) == sizeof one);
+    if (ours) o->bytes[o->count++] = byte; /* whoever was woken for it waits for the lock */
     pthread_mutex_unlock(&o->lock);
-    return ours && (!first || write(o->fd, &one, sizeof one) == sizeof one);
+    return ours;
 }
 
 bool may_post(struct machine *m, uint32_t port, uint32_t *answer)

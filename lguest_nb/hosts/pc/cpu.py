@@ -198,6 +198,7 @@ class LongCpu(Running):
         fd: int,  # an eventfd, which must stay open: rung when it is not empty any more
     ) -> None:
         "From now on there is a box, which is shut. On the CPU thread."
+        self._taken = ffi.new("char[]", _OUTBOX)
         self.c.machine_keep_outbox(self.machine, data, status, fd)
 
     def open_outbox(
@@ -208,9 +209,8 @@ class LongCpu(Running):
         self.c.machine_open_outbox(self.machine, -1 if answer is None else answer)
 
     def take_outbox(self) -> bytes:
-        "What is in it. Any thread."
-        data = ffi.new("char[]", _OUTBOX)
-        return bytes(ffi.buffer(data, self.c.machine_take_outbox(self.machine, data)))
+        "What is in it. Any thread, but one at a time."
+        return bytes(ffi.buffer(self._taken, self.c.machine_take_outbox(self.machine, self._taken)))
 
     def holds_code(
         self,

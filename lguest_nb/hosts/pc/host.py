@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-
 from ...host import Ending, HostError
 from ...memory import GuestMemory
 from ...pc.pic import PicPair

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'SECTOR', 'HEADER', 'CONFIG', 'F_BARRIER', 'F_SEG_MAX', 'F_RO', 'T_IN', 'T_OUT', 'T_SCSI_CMD', 'T_BARRIER',
-           'S_OK', 'S_IOERR', 'S_UNSUPP', 'Verdict', 'Move', 'Mode', 'split', 'BlockRequest', 'parse_request', 'views',
+           'S_OK', 'S_IOERR', 'S_UNSUPP', 'Verdict', 'BlockRequest', 'Move', 'Mode', 'split', 'parse_request', 'views',
            'transfer', 'disk_size', 'lock_disk', 'open_disk', 'Block', 'parse_block']
 
 # %% ../nbs/24_block.ipynb #10994c29
@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
 from typing import Literal
 
 from . import block_today as today
@@ -50,15 +50,8 @@ def split(
     return list(segments), []
 
 # %% ../nbs/24_block.ipynb #c74f660a
-@dataclass(slots=True)
-class BlockRequest:
-    "One chain, understood: the header's fields, and where the Guest's buffers are."
-
-    kind: int  # the type bits
-    sector: int
-    to_disk: list[Segment]  # what the Guest wants written
-    from_disk: list[Segment]  # where it wants to read into
-    status: int  # Guest-physical address of that byte
+# The type bits, the sector, what the Guest wants written, where it wants to read into, the address of the status byte.
+BlockRequest = tuple[int, int, list[Segment], list[Segment], int]
 
 
 def parse_request(chain: Chain) -> BlockRequest | None:
@@ -69,15 +62,15 @@ def parse_request(chain: Chain) -> BlockRequest | None:
     (first, length), (last, room) = readable[0], writable[-1]
     if length == HEADER.size and room == 1:  # cut where every driver cuts
         kind, _, sector = HEADER.unpack_from(ram, first)
-        return BlockRequest(kind, sector, readable[1:], writable[:-1], last)
+        return kind, sector, readable[1:], writable[:-1], last
     header, to_disk = split(readable, HEADER.size)
     if total(header) < HEADER.size:
         return None
     kind, _, sector = HEADER.unpack(b"".join(ram[a : a + n] for a, n in header))
-    return BlockRequest(kind, sector, to_disk, split(writable, total(writable) - 1)[0], last + room - 1)
+    return kind, sector, to_disk, split(writable, total(writable) - 1)[0], last + room - 1
 
 # %% ../nbs/24_block.ipynb #0d1c92ec
-Move = Callable[[GuestMemory, Sequence[Segment], int], int]  # and the offset in the file, bytes: bytes moved
+Move = Callable[[int, list[memoryview], int], int]  # a descriptor, windows, the offset in the file: bytes moved
 
 
 def views(
@@ -85,23 +78,26 @@ def views(
     segments: Sequence[Segment],
 ) -> list[memoryview]:
     "Windows on the Guest's buffers, as many as one system call takes."
-    u8 = memory.u8
-    return [u8[address : address + length] for address, length in segments[:IOV_MAX]]
+    u8, windows = memory.u8, []
+    for address, length in segments if len(segments) <= IOV_MAX else segments[:IOV_MAX]:
+        windows.append(u8[address : address + length])
+    return windows
 
 
 def transfer(
-    move: Move,  # which moves as much as one system call can
+    move: Move,  # `os.preadv`, `os.pwritev`, or what takes their place
+    fd: int,  # the file
     vq: Virtqueue,  # whose memory it is, and whose `stop` ends it between two calls
     segments: Sequence[Segment],  # the Guest's buffers
     length: int,  # bytes they have together
     offset: int,  # in the file, bytes
 ) -> int:  # bytes moved; fewer than `length` only at the end of the file
     "Read into or write from all of `segments`, in as many calls as it takes. Raises `OSError` and `Stopped`."
-    moved = count = move(vq.memory, segments, offset)
+    moved = count = move(fd, views(vq.memory, segments), offset)
     while moved < length and count:
         vq.wakeup.check()
         segments = split(segments, count)[1]
-        count = move(vq.memory, segments, offset + moved)
+        count = move(fd, views(vq.memory, segments), offset + moved)
         moved += count
     return moved
 
@@ -194,6 +190,7 @@ class Block(Device):
         modern = features | today.features_of(read_only), today.config_of(self.size // SECTOR, VIRTQUEUE_NUM - 2)
         super().__init__("block", VIRTIO_ID_BLOCK, *old, *modern)
         self.writethrough = False  # is each write to be on the disk before it is acknowledged?
+        self.talks = False  # does the user want to hear of every request?
 
     @property
     def services(self) -> Sequence[Service]:
@@ -208,6 +205,7 @@ class Block(Device):
         if self.accepted & (today.F_CONFIG_WCE | today.F_FLUSH) == today.F_CONFIG_WCE:
             self.written(today.WRITEBACK, b"\0")
         self.writethrough = today.writethrough(self.accepted, self.modern_config)
+        self.talks = log.isEnabledFor(logging.INFO)  # asked once, and not for each request
 
     def written(self, offset: int, data: bytes) -> None:
         "The driver writes `data` at `offset` of the configuration, where only its choice of a cache is its own."
@@ -223,34 +221,36 @@ class Block(Device):
             self.warn_once(text, chain.head, len(chain.readable), len(chain.writable))
             vq.add_used(chain, 0)
             return
+        kind, sector, _, _, where = request
         try:
-            if request.kind == T_IN:  # these two first, since nearly all are one of them
+            if kind == T_IN:  # these two first, since nearly all are one of them
                 status, written = self._read(request, vq)
             else:
-                status, written = (self._write if request.kind == T_OUT else self._obey)(request, vq)
+                status, written = (self._write if kind == T_OUT else self._obey)(request, vq)
         except OSError as e:
-            self.warn_once("The disk %s failed at sector %d: %s", self.path, request.sector, e.strerror)
+            self.warn_once("The disk %s failed at sector %d: %s", self.path, sector, e.strerror)
             status, written = S_IOERR, 0
-        vq.memory.u8[request.status] = status
+        vq.memory.u8[where] = status
         vq.add_used(chain, 1 + written)
-        if not vq.more():
+        if vq.event_idx and not vq.more():
             tell_sleeper(vq)
 
     def _obey(self, request: BlockRequest, vq: Virtqueue) -> Verdict:
         "Do what the header says. Raises `OSError` if the file does not play along."
-        if self.accepted & today.NEEDS.get(request.kind, 0):
+        kind = request[0]
+        if self.accepted & today.NEEDS.get(kind, 0):
             return self._obey_today(request, vq)
-        barrier = request.kind & T_BARRIER
+        barrier = kind & T_BARRIER
         if barrier and self.accepted & F_VERSION_1:
             return S_UNSUPP, 0
         if barrier:
             self._sync()
-        if request.kind & T_SCSI_CMD:
+        if kind & T_SCSI_CMD:
             self.warn_once("Scsi commands unsupported")
             verdict = S_UNSUPP, 0
-        elif request.kind & ~(T_OUT | T_BARRIER):
+        elif kind & ~(T_OUT | T_BARRIER):
             verdict = S_UNSUPP, 0
-        elif request.kind & T_OUT:
+        elif kind & T_OUT:
             verdict = self._write(request, vq)
         else:
             verdict = self._read(request, vq)
@@ -260,25 +260,27 @@ class Block(Device):
 
     def _obey_today(self, request: BlockRequest, vq: Virtqueue) -> Verdict:
         "What 2009 did not know. Raises `OSError`."
-        if request.kind in (today.T_DISCARD, today.T_WRITE_ZEROES):
+        kind, _, to_disk, from_disk, _ = request
+        if kind in (today.T_DISCARD, today.T_WRITE_ZEROES):
             return self._erase(request, vq)
-        name = today.disk_id(self.path) if request.kind == today.T_GET_ID else b""
-        if request.to_disk or total(request.from_disk) != len(name):
+        name = today.disk_id(self.path) if kind == today.T_GET_ID else b""
+        if to_disk or total(from_disk) != len(name):
             return S_IOERR, 0
         if not name:
             self._sync()
-        for view in views(vq.memory, request.from_disk):
+        for view in views(vq.memory, from_disk):
             view[:], name = name[: len(view)], name[len(view) :]
-        return S_OK, total(request.from_disk)
+        return S_OK, total(from_disk)
 
     def _erase(self, request: BlockRequest, vq: Virtqueue) -> Verdict:
         "Make holes, or write zeroes. Raises `OSError`, and `Stopped` between two pieces."
-        if self.mode == "ro" or request.from_disk or total(request.to_disk) > today.MOST_RANGES * today.RANGE.size:
+        kind, _, to_disk, from_disk, _ = request
+        if self.mode == "ro" or from_disk or total(to_disk) > today.MOST_RANGES * today.RANGE.size:
             return S_IOERR, 0
-        ranges = today.parse_ranges(b"".join(views(vq.memory, request.to_disk)), self.size)
+        ranges = today.parse_ranges(b"".join(views(vq.memory, to_disk)), self.size)
         if not ranges:
             return S_IOERR, 0
-        zeroes = request.kind == today.T_WRITE_ZEROES
+        zeroes = kind == today.T_WRITE_ZEROES
         if any(flags & ~(today.UNMAP if zeroes else 0) for _, _, flags in ranges):
             return S_UNSUPP, 0
         fd = self.fd if self.overlay is None else self.overlay.fd
@@ -294,42 +296,33 @@ class Block(Device):
             os.fdatasync(self.fd)
 
     def _write(self, request: BlockRequest, vq: Virtqueue) -> Verdict:
-        offset, length = request.sector * SECTOR, total(request.to_disk)
+        _, sector, to_disk, from_disk, _ = request
+        offset, length = sector * SECTOR, total(to_disk)
         if self.mode == "ro":
             self.warn_once("The Guest writes to the disk %s, which is read-only", self.path)
             return S_IOERR, 0
-        if request.from_disk or length % SECTOR or length > self.size - offset:
+        if from_disk or length % SECTOR or length > self.size - offset:
             if offset + length > self.size:
                 self.warn_once("Write past end %u+%u: the disk has %u bytes", offset, length, self.size)
             return S_IOERR, 0
-        moved = transfer(self._pwritev, vq, request.to_disk, length, offset)
+        write = os.pwritev if self.overlay is None else self.overlay.pwritev
+        moved = transfer(write, self.fd, vq, to_disk, length, offset)
         if self.writethrough:
             self._sync()
-        if log.isEnabledFor(logging.INFO):
-            log.info("WRITE to sector %d: %d", request.sector, moved)
+        if self.talks:
+            log.info("WRITE to sector %d: %d", sector, moved)
         return (S_OK if moved == length else S_IOERR), 0
 
     def _read(self, request: BlockRequest, vq: Virtqueue) -> Verdict:
-        offset, length = request.sector * SECTOR, total(request.from_disk)
-        if request.to_disk or length % SECTOR or length > self.size - offset:
+        _, sector, to_disk, from_disk, _ = request
+        offset, length = sector * SECTOR, total(from_disk)
+        if to_disk or length % SECTOR or length > self.size - offset:
             return S_IOERR, 0
-        moved = transfer(self._preadv, vq, request.from_disk, length, offset)
-        if log.isEnabledFor(logging.INFO):
-            log.info("READ from sector %d: %d", request.sector, moved)
+        read = os.preadv if self.overlay is None else self.overlay.preadv
+        moved = transfer(read, self.fd, vq, from_disk, length, offset)
+        if self.talks:
+            log.info("READ from sector %d: %d", sector, moved)
         return (S_OK, length) if moved == length else (S_IOERR, 0)
-
-    def _pwritev(self, memory: GuestMemory, segments: Sequence[Segment], offset: int) -> int:
-        if self.overlay is None:
-            return os.pwritev(self.fd, views(memory, segments), offset)
-        count = os.pwritev(self.overlay.fd, views(memory, segments), offset)
-        self.overlay.wrote(offset, count)
-        return count
-
-    def _preadv(self, memory: GuestMemory, segments: Sequence[Segment], offset: int) -> int:
-        if self.overlay is None or not segments:
-            return os.preadv(self.fd, views(memory, segments), offset)
-        here, count = self.overlay.run(offset, total(segments))  # `transfer` comes back for the rest
-        return os.preadv(self.overlay.fd if here else self.fd, views(memory, split(segments, count)[0]), offset)
 
     def close(self) -> None:
         if self.fd >= 0:

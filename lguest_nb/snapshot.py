@@ -9,6 +9,7 @@ __all__ = ['Overlay']
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 
 from .memory import MAP_NORESERVE, LguestError
 
@@ -52,6 +53,34 @@ class Overlay:
         "From now on these sectors are here. One which is not whole yet counts when its last byte has come."
         first, end = offset // self.grain, (offset + length) // self.grain
         self._written[first:end] = b"\1" * (end - first)
+
+    def preadv(
+        self,
+        fd: int,  # of the file beneath
+        views: Sequence[memoryview],  # where to read to
+        offset: int,  # in the disk, bytes
+    ) -> int:  # bytes; fewer than there is room for where the other file begins
+        "As `os.preadv`, but each sector is read from where its latest version is. Raises `OSError`."
+        if not views:
+            return 0
+        here, left = self.run(offset, sum(map(len, views)))
+        parts = []
+        for view in views:
+            if left > 0:
+                parts.append(view[:left])
+            left -= len(view)
+        return os.preadv(self.fd if here else fd, parts, offset)
+
+    def pwritev(
+        self,
+        fd: int,  # of the file beneath, which stays as it is
+        views: Sequence[memoryview],  # what to write
+        offset: int,  # in the disk, bytes
+    ) -> int:  # bytes
+        "As `os.pwritev`, but into our file. Raises `OSError`."
+        count = os.pwritev(self.fd, views, offset)
+        self.wrote(offset, count)
+        return count
 
     def close(self) -> None:
         "Forget everything."

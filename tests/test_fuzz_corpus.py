@@ -20,6 +20,7 @@ from lguest_nb.console import Console
 from lguest_nb.memory import GuestMemory
 from lguest_nb.net import Net
 from lguest_nb.rng import Rng
+from lguest_nb.snapshot import Overlay
 from lguest_nb.vring import Virtqueue
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -77,13 +78,13 @@ MISTAKES: list[tuple[str, Owner, str, str, str]] = [  # target, where, function,
     ("console", Console, "input", "chain.readable", "False"),
     ("console", Console, "output", "chain.writable", "False"),
     ("console", Console, "input", "vq.add_used(chain, count)", "if count: vq.add_used(chain, count)"),
-    ("walk", vring, "walk_chain", "flags &= DESC_WRITE | DESC_NEXT", "pass"),
+    ("walk", vring, "walk_chain", "flags &= ORDINARY", "pass"),
     ("block", Block, "_read", "or length > self.size - offset", ""),
     ("block", Block, "_write", "or length > self.size - offset", ""),
     ("block", Block, "_read", "or length % SECTOR", ""),
     ("block", Block, "_write", "or length % SECTOR", ""),
-    ("block", Block, "_write", "request.from_disk or", ""),
-    ("block", Block, "_read", "request.to_disk or", ""),
+    ("block", Block, "_write", "from_disk or", ""),
+    ("block", Block, "_read", "to_disk or", ""),
     ("block", Block, "_read", "moved == length", "True"),
     ("block", block, "parse_request", "or not writable", ""),
     ("net", Net, "_receive", "*chain.in_views(), self.spare", "*chain.in_views()"),
@@ -100,12 +101,12 @@ MISTAKES: list[tuple[str, Owner, str, str, str]] = [  # target, where, function,
     ("disk", Block, "_obey_today", "if not name:", "if False:"),
     ("disk", Block, "_erase", "today.UNMAP if zeroes else 0", "today.UNMAP"),
     ("disk", Block, "_erase", "self.overlay.wrote(offset, length)", "pass"),
-    ("disk", Block, "_preadv", "or not segments", ""),
+    ("disk", Overlay, "preadv", "if not views:", "if False:"),
     ("disk", block_today, "parse_ranges", "size - r.offset", "size"),
     ("disk", block_today, "config_after", "data[at] != 0", "data[0] != 0"),
     ("disk", block_today, "writethrough", "config[WRITEBACK] if accepted & F_CONFIG_WCE else", ""),
     ("rng", Rng, "rng_input", "count += given", "count = given"),
-    ("rng", Virtqueue, "take", "<= self.num", "<= self.num + 1"),
+    ("rng", Virtqueue, "_look", "<= self.num", "<= self.num + 1"),
     ("rng", Virtqueue, "take", ">= self.num", "> self.num"),
     ("rng", Virtqueue, "wait", "if not self.more():", "if True:"),
     ("rng", Virtqueue, "wait", "u16[self.used] = 0", "pass"),

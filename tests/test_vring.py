@@ -352,11 +352,32 @@ class TestIndices:
     def test_an_index_taken_back_between_the_look_and_the_taking_is_refused(self, ring: Ring) -> None:
         "Or a chain which is not available any more would be served from a stale slot."
         ring.desc(0, 0x1000, 4, DESC_WRITE)
-        ring.offer(0, 0)
+        ring.offer(0)
         ring.vq.add_used(ring.vq.take(), 0)
+        ring.offer(0)
         assert ring.vq.more()
         ring.avail_idx = 1
         with pytest.raises(BrokenRing, match="Guest moved used index from 1 to 1, not 1 to 8 ahead"):
+            ring.vq.take()
+
+    def test_what_one_look_at_the_index_has_promised_is_taken_and_then_we_look_again(self, ring: Ring) -> None:
+        "The slots up to there were filled before the index moved; what it says meanwhile is for the next look."
+        ring.desc(0, 0x1000, 4, DESC_WRITE)
+        ring.desc(1, 0x2000, 4, DESC_WRITE)
+        ring.offer(0, 1, 0)
+        assert ring.vq.wait().head == 0
+        ring.avail_idx = 1
+        assert [ring.vq.wait().head, ring.vq.wait().head] == [1, 0]
+        for take in (ring.vq.wait, ring.vq.take):
+            with pytest.raises(BrokenRing, match="Guest moved used index from 3 to 1, not 1 to 8 ahead"):
+                take()
+
+    def test_a_ring_placed_anew_has_promised_nothing(self, ring: Ring) -> None:
+        ring.offer(0, 0, 0)
+        ring.vq.take()
+        ring.vq.place(ring.vq.ring)
+        ring.avail_idx = 0
+        with pytest.raises(BrokenRing, match="Guest moved used index from 0 to 0, not 1 to 8 ahead"):
             ring.vq.take()
 
     @pytest.mark.parametrize("ahead", [9, 100, 0x8000, 0xFFFF])

@@ -47,8 +47,8 @@ def no_write(*where: object) -> None:
 class Stock(Engine):
     "Unicorn as it comes, in 64-bit mode: the same program, without the cure."
 
-    def __init__(self, memory: GuestMemory) -> None:
-        super().__init__(u.MODE_64, None)
+    def __init__(self, memory: GuestMemory, model: int | None = None) -> None:
+        super().__init__(u.MODE_64, model)
         self.map(0, memory.map, memory.limit)
         for register, value in ((u.CR3, 0x9000), (u.CR4, 0x20), (u.CR0, 0x80000011), (u.RSP, STACK)):
             self.set(register, value)
@@ -66,9 +66,9 @@ class Stock(Engine):
 
 
 @contextmanager
-def stock(program: str) -> Iterator[tuple[Stock, GuestMemory]]:
+def stock(program: str, model: int | None = None) -> Iterator[tuple[Stock, GuestMemory]]:
     memory, _ = small_pc(program)
-    engine = Stock(memory)
+    engine = Stock(memory, model)
     yield engine, memory
     engine.close()
     memory.close()
@@ -1209,6 +1209,43 @@ def test_the_time_stamp_counter_counts_nanoseconds() -> None:
         host.run()
         first, last = register(host, u.R12), register(host, u.R13)
     assert before + first <= times[0] <= opened + last
+
+
+# What it says of itself.
+
+
+def cpuid(leaf: int, runs: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
+    return runs(f"mov ${leaf:#x}, %eax; xor %ecx, %ecx; cpuid; hlt")
+
+
+def ours(program: str) -> tuple[int, ...]:
+    with processor(program) as (cpu, _):
+        assert cpu.run() == "halted"
+        return tuple(cpu.get(each) for each in (u.RAX, u.RBX, u.RCX, u.RDX))
+
+
+def unicorn_s(program: str) -> tuple[int, ...]:
+    with stock(program, u.CPU_X86_OPTERON_G4) as (engine, _):
+        assert engine.go() == 0
+        return tuple(engine.get(each) for each in (u.RAX, u.RBX, u.RCX, u.RDX))
+
+
+@pytest.mark.parametrize("leaf", [0, 1, 7, 0xD, 0x80000001, 0x80000007, 0x8000000A, 0x8000001A])
+def test_a_leaf_which_says_nothing_of_guessing_is_unicorn_s_own(leaf: int) -> None:
+    assert cpuid(leaf, ours) == cpuid(leaf, unicorn_s)
+
+
+def test_the_processor_says_that_it_does_not_guess() -> None:
+    "AMD64 manual, volume 3, appendix E: Fn8000_0008_EBX bits 26 and 29, Fn8000_0021_EAX bit 8."
+    (_, before, *_), (_, after, *_) = cpuid(0x80000008, unicorn_s), cpuid(0x80000008, ours)
+    assert (before & (1 << 26 | 1 << 29), after) == (0, before | 1 << 26 | 1 << 29)
+    assert cpuid(0x80000000, ours)[0] == 0x80000021
+    assert cpuid(0x80000021, ours) == (1 << 8, 0, 0, 0)
+
+
+@pytest.mark.parametrize("leaf", [0x8000001B, 0x8000001F, 0x80000020])
+def test_a_leaf_between_the_opteron_s_last_and_ours_is_empty(leaf: int) -> None:
+    assert cpuid(leaf, ours) == (0, 0, 0, 0)
 
 
 # Opening and closing.

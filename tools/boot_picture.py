@@ -10,6 +10,7 @@ import fcntl
 import html
 import re
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -65,6 +66,8 @@ def screen_of(
         session.expect(SHELL_PROMPT)
         visit(session)
     finally:
+        # As a terminal does which is closed: at its prompt a shell is deaf to SIGTERM, and to wait that out takes 5 s.
+        session.process.send_signal(signal.SIGHUP)
         session.close()
     pyte.ByteStream(screen).feed(session.seen.replace("\n", "\r\n").encode())
     return screen

@@ -81,6 +81,7 @@ def comments_of(
     "The docments of a file."
     source = path.read_text(encoding="utf-8")
     comments, found = trailing_comments(source), {}
+    lines = source.split("\n")
 
     def visit(body: list[ast.stmt], prefix: str) -> None:
         for statement in body:
@@ -91,8 +92,11 @@ def comments_of(
                 found[prefix + statement.name] = found.get(f"{prefix}{statement.name}.__init__", Told())
             else:
                 comment = comments.get(statement.end_lineno or 0, "")
+                # Of its own lines alone: to find a piece of the whole file, ast would cut all of that into lines again.
+                itself = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+                ast.increment_lineno(statement, 1 - statement.lineno)
                 for name, value in assigned(statement):
-                    written = ast.get_source_segment(source, value) if value else None
+                    written = ast.get_source_segment(itself, value) if value else None
                     found[prefix + name] = Told(value=comment, expression=written or "")
 
     visit(ast.parse(source).body, "")

@@ -46,6 +46,7 @@ def rst(
     return "".join(f"`{piece}`" if i % 2 else RST_SPECIAL.sub(r"\\\1", piece) for i, piece in enumerate(pieces))
 
 
+@cache
 def modules() -> list[str]:
     "Full names of all modules with something in them."
     every = pkgutil.walk_packages(lguest_nb.__path__, f"{PACKAGE}.")

@@ -83,7 +83,9 @@ def run_sphinx(
     progress: Progress,
 ) -> int:  # exit status
     "Sources into finished pages, which need no other host. Raises `AssetError`."
-    options = ["-q", "-W", "--keep-going", "-E", "-j", "auto", "-c", str(ROOT / "docs"), "-d", str(out / "doctrees")]
+    # One more than there are processors: while pages are written, Sphinx's first process runs out of work half-way.
+    jobs = str((os.cpu_count() or 1) + 1)
+    options = ["-q", "-W", "--keep-going", "-E", "-j", jobs, "-c", str(ROOT / "docs"), "-d", str(out / "doctrees")]
     command = [sys.executable, "-m", "sphinx", *options, "-b", "html", str(sources), str(out / "html")]
 
     def pages_so_far() -> str:

@@ -115,6 +115,30 @@ class TestLinks:
         assert run_sphinx(tmp_path / "sources", tmp_path, Progress("A toy")) == 1
 
 
+def test_the_list_of_pages_has_titles_alone_and_marks_the_page_it_is_on(tmp_path: Path) -> None:
+    for name, text in (
+        ("index.md", "# Toy\n\n```{toctree}\n:caption: All\n\na\nMore <sub/index>\n```\n\n## Apart\n"),
+        ("a.md", "# A\n\n## A section\n"),
+        ("sub/index.md", "# Sub\n\n## A section\n\n```{toctree}\nb\n```\n"),
+        ("sub/b.md", "# B\n\n## A section\n\n### And one below\n"),
+    ):
+        (path := tmp_path / "sources" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert run_sphinx(tmp_path / "sources", tmp_path, Progress("A toy")) == 0
+
+    def tree(page: str) -> list[tuple[str, ...]]:  # classes of an entry, where it leads, its name
+        _, _, below = (tmp_path / "html" / page).read_text().partition('<div class="sidebar-tree">')
+        entry = re.compile(r'<li class="toctree-l\d ?([^"]*)"><a [^>]*href="([^"]*)">(.*?)</a>')
+        return entry.findall(below.partition("</div>")[0])
+
+    top = [("", "a.html", "A"), ("has-children", "sub/index.html", "More"), ("", "sub/b.html", "B")]
+    assert tree("index.html") == tree("genindex.html") == top
+    assert tree("a.html")[0] == ("current current-page", "#", "A")
+    assert tree("sub/index.html")[1:] == [("current has-children current-page", "#", "More"), ("", "b.html", "B")]
+    here = [("", "../a.html", "A"), ("current has-children", "index.html", "More"), ("current current-page", "#", "B")]
+    assert tree("sub/b.html") == here
+
+
 class TestTour:
     def test_chapters_are_grouped_as_the_table_says_and_new_ones_by_their_number(self) -> None:
         stems = ["20_devices", "00_memory", "14_hostile", "90_live"]

@@ -16,9 +16,11 @@ from pygments.token import Comment, Error, Generic, Keyword, Literal, Name, Numb
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.environment.adapters.toctree import global_toctree_for_doc
 from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
+from sphinx.util.osutil import relative_uri
 
 log = getLogger(__name__)
 PACKAGE = "lguest_nb"
@@ -148,6 +150,46 @@ def page_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any],
         app.add_js_file("drawings.js")
 
 
+@cache
+def unmarked(app: Sphinx, **how: Any) -> nodes.Element:
+    "The list of all pages as the site's root has it, where no page in it is the one that is read."
+    found = global_toctree_for_doc(app.env, "", app.builder, tags=app.tags, **how) or nodes.paragraph()
+    for link in found.findall(nodes.reference):
+        link["from_root"] = link["refuri"]
+    return found
+
+
+def page_tree(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The list of all pages, which stands beside each: the same one as Sphinx makes, but made once.
+
+    For each page Sphinx would copy the headings of all pages and every name of the reference, and throw them away, for
+    Furo's list has nothing but titles: that was half of the whole build. From page to page only two things in it
+    change, where its links start and which branch is marked; so those are set, and the rest is left alone.
+    """
+    made_by_sphinx = context["toctree"]
+
+    def tree(**how: Any) -> str:
+        if not how.get("titles_only"):
+            return str(made_by_sphinx(**how))
+        found, here = unmarked(app, **how), app.builder.get_target_uri(page)
+        branch: list[nodes.Element] = []
+        for link in found.findall(nodes.reference):
+            if link["internal"]:
+                link["refuri"] = relative_uri(here, link["from_root"]) or "#"
+                node = link if link["from_root"] == here else None
+                while node is not None:
+                    branch.append(node)
+                    node = node.parent
+        for node in branch:
+            node["classes"].append("current")
+        fragment = app.builder.render_partial(found)["fragment"]
+        for node in branch:
+            node["classes"].remove("current")
+        return fragment
+
+    context["toctree"] = tree
+
+
 class Day(Style):
     "Ink on paper: words of the language in bold, and comments as readable as the code, since they are half of it."
 
@@ -211,6 +253,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-skip-member", skip_member)
     app.connect("missing-reference", resolve_name)
     app.connect("html-page-context", page_scripts)
+    app.connect("html-page-context", page_tree, priority=400)  # before Furo, at 500, asks for the list
     app.add_transform(NamesInProse)
     app.add_directive("mermaid", Mermaid)
     app.add_directive("drawing", Drawing)

@@ -31,6 +31,7 @@ nb_ipywidgets_js = {
 
 autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True, "member-order": "bysource"}
 autoclass_content = "both"
+autodoc_preserve_defaults = True  # as they are written: a value may be a path of the machine which builds this
 autodoc_typehints_format = "short"
 add_module_names = False
 python_use_unqualified_type_names = True

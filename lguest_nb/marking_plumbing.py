@@ -63,6 +63,94 @@ def _now(answer: Any) -> Iterator[Case]:
     for first, second in combinations(range(10), 2):
         for long in (400, 1100):
             pauses = {first: long, second: 3000}
-            said = f"now(cmos), begun 300 µs before 11:00:00, with {long} µs lost before access {first + 1} and 3000 before"
+            lost = f"{long} µs lost before access {first + 1} and 3000 before access {second + 1}"
             why = "whoever was interrupted between two accesses can't rely on what came before"
-            yield Case(f"{said} {second + 1},", partial(_told, answer, -300, pauses), "a time which it was", why)
+            said = f"now(cmos), begun at -300 µs, with {lost},"
+            yield Case(said, partial(_told, answer, -300, pauses), "a time which it was", why)
+
+# %% ../nbs/99_marking_plumbing.ipynb #pb000011
+_ENOUGH = 60  # steps, after which a thread should have come to rest
+
+
+class _Complaint(Exception):
+    "What is wrong with it, in a few words."
+
+
+class _Bed:
+    "Two bells which count, and what will ring them: before which step, or when the thread sleeps."
+
+    kicks, stop = 3, 4  # descriptors
+
+    def __init__(self, plan: list[tuple[int, int]], busy: bool) -> None:
+        self.plan, self.busy = sorted(plan), busy  # step and descriptor; does the Guest kick all the time?
+        self.counts = {self.kicks: 0, self.stop: 0}
+        self.steps, self.work = 0, False
+
+    def _ring(self, fd: int) -> None:
+        self.counts[fd] += 1
+        self.work |= fd == self.kicks
+
+    def _step(self) -> None:
+        while self.plan and self.plan[0][0] <= self.steps:
+            self._ring(self.plan.pop(0)[1])
+        if self.busy:
+            self._ring(self.kicks)
+        self.steps += 1
+        if self.steps > _ENOUGH:
+            raise _Complaint("it goes on and on")
+
+    def poll(self, fds: list[int]) -> list[int]:
+        "Sleep until one of them isn't zero; all which aren't."
+        self._step()
+        while not (ready := [fd for fd in fds if self.counts[fd]]):
+            if self.work:
+                raise _Complaint("it sleeps, and a kick isn't served")
+            if not self.plan:
+                raise _Complaint("it sleeps for ever")
+            self._ring(self.plan.pop(0)[1])
+        return ready
+
+    def read(self, fd: int) -> int:
+        "Sleep until it isn't zero; what it was, and now it's zero."
+        self.poll([fd])
+        count, self.counts[fd] = self.counts[fd], 0
+        return count
+
+    def serve(self) -> None:
+        "Do all there is to do."
+        self._step()
+        self.work = False
+
+
+def _slept(answer: Any, plan: list[tuple[int, int]], busy: bool) -> str:
+    bed = _Bed(plan, busy)
+    try:
+        for _ in range(2):
+            answer(bed)
+            if not bed.counts[bed.stop]:
+                return "it comes home, and no stop can be heard"
+            bed.steps, bed.busy = 0, False
+    except _Complaint as e:
+        return str(e)
+    return "stopped, and so is the next one"
+
+
+@exercise("11_wakeup: thread")
+def _thread(answer: Any) -> Iterator[Case]:
+    kick, stop, later = _Bed.kicks, _Bed.stop, _ENOUGH
+    plans: list[tuple[str, list[tuple[int, int]], bool, str]] = [
+        ("told to stop while it sleeps", [(later, stop)], False, "stop has a bell of its own"),
+        ("told to stop before its first step", [(0, stop)], False, "a bell which has rung is still ringing"),
+        ("told to stop, and kicked, at once", [(0, stop), (0, kick)], False, "both can be ready, and stop goes first"),
+        ("kicked forty times, then told to stop", [(0, kick)] * 40 + [(later, stop)], False, "it's one wake-up"),
+        ("of a Guest which never stops kicking", [(5, stop)], True, "stop goes first"),
+    ]
+    for step in range(1, 7):
+        plan, why = [(0, kick), (step, kick), (later, stop)], "a kick may come between any two steps"
+        plans.append((f"kicked before its first step, and before step {step + 1}", plan, False, why))
+    for step in range(1, 7):
+        plan, why = [(0, kick), (step, stop)], "and so may a stop"
+        plans.append((f"kicked once, and told to stop before step {step + 1}", plan, False, why))
+    for said, plan, busy, why in plans:
+        run = partial(_slept, answer, plan, busy)
+        yield Case(f"a thread {said},", run, "stopped, and so is the next one", why)

@@ -9,6 +9,7 @@ __all__ = []
 from collections.abc import Iterator
 from functools import partial
 from itertools import combinations
+from operator import call
 from typing import Any
 
 from .exercises import Case, exercise
@@ -154,3 +155,24 @@ def _thread(answer: Any) -> Iterator[Case]:
     for said, plan, busy, why in plans:
         run = partial(_slept, answer, plan, busy)
         yield Case(f"a thread {said},", run, "stopped, and so is the next one", why)
+
+# %% ../nbs/99_marking_plumbing.ipynb #pb000021
+@exercise("70_life: read_back")
+def _read_back(answer: Any) -> Iterator[Case]:
+    walks: list[tuple[list[int | str], bool, list[int], str]] = [
+        ([1, 3, 11, 15], True, [1, 3, 11, 15], "one rung after the other"),
+        ([3, 11, 15, 0, 1], True, [3, 11, 15, 0, 1], "the first two may be one step, and 0 is the ground"),
+        ([2, 15, 1, 11], True, [0, 0, 1, 1], "those are no steps"),
+        ([3, 15, 11], True, [3, 3, 11], "features and DRIVER_OK are two questions"),
+        ([3, 11, 3, 1, 15], True, [3, 11, 11, 11, 15], "there's no way down but to the ground"),
+        ([1, 3, 11, 15], False, [1, 3, 3, 3], "its features are refused, and then 15 is no step"),
+        ([1, 3 | 16, 3 | 64], True, [1, 1, 3], "nobody knows bit 4, and bit 6 is ours"),
+        ([3, 11, "breaks", 15, "breaks", "breaks"], True, [3, 11, 11, 15, 79, 79], "before 15 nobody touches a ring"),
+        ([3, 11, 15, "breaks", 15, 79, 11, 0, 3], True, [3, 11, 15, 79, 79, 79, 79, 0, 3], "only a reset helps"),
+        ([1, 129, 131, 3, 0, 3], True, [1, 129, 129, 129, 0, 3], "it has given up, and only a reset helps"),
+        ([128, 1, 128], True, [128, 128, 128], "one may give up on the ground, too"),
+        ([3, 11, 15, 143, "breaks"], True, [3, 11, 15, 143, 143], "it's over already"),
+        ([3, 11, 15, "breaks", 207, 0], True, [3, 11, 15, 79, 207, 0], "giving up is always allowed"),
+    ]
+    for writes, fine, want, why in walks:
+        yield Case(f"read_back({writes}, {fine})", partial(call, answer, writes, fine), want, why)

@@ -176,3 +176,24 @@ def _read_back(answer: Any) -> Iterator[Case]:
     ]
     for writes, fine, want, why in walks:
         yield Case(f"read_back({writes}, {fine})", partial(call, answer, writes, fine), want, why)
+
+# %% ../nbs/99_marking_plumbing.ipynb #pb000031
+@exercise("65_waker: breaks")
+def _breaks(answer: Any) -> Iterator[Case]:
+    for story, want, why in (
+        ("watch 3, data 3", [[3]], "it was heard"),
+        ("data 3", [], "nobody has asked for it"),
+        ("data 3, watch 3", [[3]], "it was readable already when somebody asked"),
+        ("watch 3, data 3, read 3, back, data 3", [[3], [3]], "two are two"),
+        ("watch 3, data 3, back, back", [[3], [3], [3]], "nobody has read it"),
+        ("watch 3, data 3, ignore 3, back, data 3", [[3]], "the Launcher has taken it out in time"),
+        ("watch 3, watch 4, data 3, data 4, read 3, back", [[3], [4]], "the other one had to wait"),
+        ("watch 4, watch 3, data 4, data 3, back", [[4], [3, 4]], "both are readable now"),
+        ("watch 3, ignore 3, data 3", [[3]], "this select was called with it, and nobody has told it"),
+        ("watch 3, ignore 3, watch 4, data 3, data 4", [[4]], "it has been told, and has looked at all of the set"),
+        ("watch 3, data 3, watch 4, data 4, read 3, back", [[3], [4]], "it looks at the set when it comes back"),
+        ("watch 3, data 3, ignore 3, back, watch 3", [[3], [3]], "it has been readable all the time"),
+    ):
+        words = [part.split() for part in story.split(", ")]
+        events = [(what, int(*fd) if fd else None) for what, *fd in words]
+        yield Case(f"breaks of {story!r}", partial(call, answer, events), want, why)

@@ -107,6 +107,29 @@ def test_finish_waits_for_a_slow_reader_and_loses_nothing(desk: Desk) -> None:
     assert not waiter.is_alive()
 
 
+def test_what_is_sent_between_the_last_look_and_the_end_is_written(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    take, waiter, looked = desk.uart.take, threading.Thread(target=desk.wire.finish), threading.Event()
+
+    def last_look() -> bytes:
+        data = take()
+        if not data and not looked.is_set():
+            desk.print(b"Power down\n")
+            waiter.start()
+            while not desk.wire._finishing:
+                waiter.join(0.001)
+            looked.set()
+        return data
+
+    monkeypatch.setattr(desk.uart, "take", last_look)
+    desk.print(b"$")
+    assert looked.wait(PATIENCE)
+    waiter.join(PATIENCE)
+    assert not waiter.is_alive()
+    os.close(desk.shown)
+    desk.shown = -1
+    assert desk.read(99) == b"$Power down\n"
+
+
 def test_stop_ends_a_finish_which_waits_for_nobody(desk: Desk) -> None:
     desk.print(bytes(BACKLOG * 3))
     waiter = threading.Thread(target=desk.wire.finish)

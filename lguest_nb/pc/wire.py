@@ -61,11 +61,12 @@ class Wire:
 
     def _print(self) -> None:
         while True:
+            finishing = self._finishing  # asked before the look: what comes behind it is for the next one
             data = self._uart.take()
             for start in range(0, len(data), PIECE):
                 write_all(self._out, self._output_fd, data[start : start + PIECE])
             if not data:
-                if self._finishing:
+                if finishing:
                     return
                 self._out.sleep()
 

@@ -197,3 +197,69 @@ def _breaks(answer: Any) -> Iterator[Case]:
         words = [part.split() for part in story.split(", ")]
         events = [(what, int(*fd) if fd else None) for what, *fd in words]
         yield Case(f"breaks of {story!r}", partial(call, answer, events), want, why)
+
+# %% ../nbs/99_marking_plumbing.ipynb #pb000041
+class _Cable:
+    "A Guest which prints twice, the second time before some step, and ends; and a narrow way out."
+
+    def __init__(self, last: int) -> None:
+        self.last, self.steps = last, 0
+        self.queue, self.shown = bytearray(b"login: "), bytearray()
+        self.kicked, self.ended = True, False
+
+    def _end(self) -> None:
+        if not self.ended:
+            self.queue += b"Power down"
+            self.kicked = self.ended = True
+
+    def _step(self) -> None:
+        if self.steps == self.last:
+            self._end()
+        self.steps += 1
+        if self.steps > _ENOUGH:
+            raise _Complaint("it goes on and on")
+
+    def over(self) -> bool:
+        "Has the Guest ended?"
+        self._step()
+        return self.ended
+
+    def take(self) -> bytes:
+        "All that it has printed, and nobody has taken."
+        self._step()
+        taken, self.queue = bytes(self.queue), bytearray()
+        return taken
+
+    def write(self, data: bytes) -> int:
+        "How many bytes of it went out."
+        self._step()
+        self.shown += data[:3]
+        return min(3, len(data))
+
+    def sleep(self) -> None:
+        "Until it has printed something, or ended, since the last sleep."
+        self._step()
+        if not self.kicked:
+            self._end()
+        if not self.kicked:
+            raise _Complaint("it sleeps for ever")
+        self.kicked = False
+
+
+def _printed(answer: Any, last: int) -> str:
+    cable = _Cable(last)
+    try:
+        answer(cable)
+    except _Complaint as e:
+        return str(e)
+    return cable.shown.decode() if cable.ended else "home before the end"
+
+
+@exercise("74_wire: printer")
+def _printer(answer: Any) -> Iterator[Case]:
+    for last in range(20):
+        said = f"printer(cable), with the last words before its step {last + 1},"
+        why = "they may come, and the Guest may end, between any two steps"
+        yield Case(said, partial(_printed, answer, last), "login: Power down", why)
+    why = "it has printed nothing for a long time, and there's a way to wait"
+    yield Case("printer(cable) of a slow Guest", partial(_printed, answer, -1), "login: Power down", why)

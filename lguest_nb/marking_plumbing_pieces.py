@@ -54,7 +54,7 @@ def _erased(answer: Any, kind: int, ranges: list[tuple[int, int, int]], cut: int
     return f"{status}, {''.join({bytes(512): '.', b'#' * 512: '#'}.get(sector, '?') for sector in sectors)}"
 
 
-@exercise("27_block_today: erase")
+@exercise("27_block_today: forget")
 def _erase(answer: Any) -> Iterator[Case]:
     for kind, ranges, cut, want, why in (
         (13, [(1, 2, 0), (5, 1, 1)], 0, "0, #..##.##", "two ranges, and the second may be given back"),
@@ -74,5 +74,44 @@ def _erase(answer: Any) -> Iterator[Case]:
         (13, [(0, 1, 3)], 0, "2, ########", "nobody knows one of its flags"),
     ):
         text = str(ranges) if len(ranges) < 5 else f"{len(ranges)} times {ranges[0]}"
-        said = f"erase(a disk of 8 sectors, {kind}, {text}{', cut off' if cut else ''})"
+        said = f"forget(a disk of 8 sectors, {kind}, {text}{', cut off' if cut else ''})"
         yield Case(said, partial(_erased, answer, kind, ranges, cut), want, why)
+
+# %% ../nbs/99_marking_plumbing_pieces.ipynb #pp000021
+@exercise("27_net_today: spread")
+def _spread(answer: Any) -> Iterator[Case]:
+    header, frame = bytes(range(0xA0, 0xAA)) + b"??", bytes(range(48))
+    for lengths, want, why in (
+        ([1526], [60], "one buffer is enough, and it's the rule"),
+        ([30, 30, 30], [30, 30], "two, and not a byte is left for the third"),
+        ([30, 29, 30], [30, 29, 1], "one byte is left for the third"),
+        ([11, 1, 1500], [11, 1, 48], "the number is cut in two"),
+        ([4, 4, 4, 99], [4, 4, 4, 48], "the number is in the third"),
+        ([10, 40, 40], [10, 40, 10], "the number is in the second"),
+        ([12] * 9, [12] * 5, "five of nine"),
+        ([30, 29], None, "one byte too much"),
+        ([], None, "there is no buffer at all"),
+        ([1] * 300, [1] * 60, "60 is a number of two bytes, too"),
+    ):
+        pieces = None
+        if want is not None:
+            whole = header[:10] + len(want).to_bytes(2, "little") + frame
+            pieces = [whole[sum(want[:i]) : sum(want[: i + 1])] for i in range(len(want))]
+        said = f"spread(a packet of 60 bytes, {lengths if len(lengths) < 20 else '300 times [1]'})"
+        yield Case(said, partial(call, answer, header + frame, lengths), pieces, why)
+
+
+@exercise("36_measure: compare")
+def _compare(answer: Any) -> Iterator[Case]:
+    for turns, want, why in (
+        ([(150, 100)], (1.5, 1.5, 1.5), "one turn is its own median"),
+        ([(200, 100), (50, 50), (75, 25)], (1.0, 2.0, 3.0), "the middle one of 1, 2 and 3"),
+        ([(100, 100), (90, 30), (10, 20)], (0.5, 1.0, 3.0), "a ratio belongs to one turn"),
+        ([(40, 10), (10, 40), (20, 20), (60, 30)], (0.25, 1.5, 4.0), "two are in the middle: 1 and 2"),
+        ([(1000, 10), (3, 2), (3, 2)], (1.5, 1.5, 100.0), "one hiccup doesn't count"),
+        ([(8, 4), (64, 32), (2, 1), (9, 3), (4, 4)], (1.0, 2.0, 3.0), "the machine was busy now and then"),
+        ([(3, 2), (None, 2), (3, 2)], ValueError, "an answer of ours was wrong in a turn"),
+        ([(3, 2), (3, None), (3, 2)], ValueError, "an answer of theirs was wrong in a turn"),
+        ([], ValueError, "nobody has run"),
+    ):
+        yield Case(f"compare({turns})", partial(call, answer, turns), want, why)

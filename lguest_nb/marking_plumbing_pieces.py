@@ -115,3 +115,93 @@ def _compare(answer: Any) -> Iterator[Case]:
         ([], ValueError, "nobody has run"),
     ):
         yield Case(f"compare({turns})", partial(call, answer, turns), want, why)
+
+# %% ../nbs/99_marking_plumbing_pieces.ipynb #pp000031
+def _bar(answer: Any, sizes: list[int], calls: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    told: list[tuple[str, int, int]] = []
+    parts = answer(lambda what, done, whole: told.append((what, done, whole)), "initrd", sizes)
+    for part, done in calls:
+        parts[part](f"file {part}", done, sizes[part])
+    return [(done, whole) for what, done, whole in told if what == "initrd"]
+
+
+@exercise("04_meter: joined")
+def _joined(answer: Any) -> Iterator[Case]:
+    for sizes, calls, want, why in (
+        ([10], [(0, 4), (0, 10)], [(4, 10), (10, 10)], "one file is the whole"),
+        ([10, 30], [(0, 10), (1, 5), (1, 30)], [(10, 40), (15, 40), (40, 40)], "the first is done already"),
+        ([5, 5, 5], [(0, 5), (1, 5), (2, 5)], [(5, 15), (10, 15), (15, 15)], "three"),
+        ([10, 20], [(1, 1), (0, 2), (1, 3), (0, 4)], [(1, 30), (3, 30), (5, 30), (7, 30)], "both are being read"),
+        ([10, 0, 5], [(0, 10), (1, 7), (2, 1)], [(10, 0), (17, 0), (18, 0)], "nobody knows how large the second is"),
+        ([10, 10], [], [], "nobody has read anything"),
+    ):
+        said = f"joined(tell, 'initrd', {sizes}), told {calls},"
+        yield Case(said, partial(_bar, answer, sizes, calls), want, why)
+
+
+_NAMES = ["verbose", "version", "block=", "rng", "host=", "help", "trace", "trace-file="]
+
+
+@exercise("46_arguments: option")
+def _option(answer: Any) -> Iterator[Case]:
+    for line, want, why in (
+        ("--rng 64", ("rng", None, 1), "it has no value"),
+        ("--block=a.img 64", ("block", "a.img", 1), "its value is attached"),
+        ("--block a.img 64", ("block", "a.img", 2), "its value stands behind it"),
+        ("--bl a.img", ("block", "a.img", 2), "a short word, and only one fits"),
+        ("--verb", ("verbose", None, 1), "just long enough"),
+        ("--ver", ValueError, "two fit"),
+        ("--h", ValueError, "two fit, one with a value and one without"),
+        ("--trace", ("trace", None, 1), "it's a whole name, and the beginning of another"),
+        ("--trac", ValueError, "two fit, and none is whole"),
+        ("--trace-=x", ("trace-file", "x", 1), "short, with a value"),
+        ("--block=a=b", ("block", "a=b", 1), "a file may have such a name"),
+        ("--block= 64", ("block", "", 1), "an empty value is a value"),
+        ("--block --rng", ("block", "--rng", 2), "whatever stands behind it is its value"),
+        ("--block", ValueError, "where's its value?"),
+        ("--rng=yes", ValueError, "it has no value"),
+        ("--frobnicate", ValueError, "nobody knows it"),
+    ):
+        yield Case(f"option({line.split()}, names)", partial(call, answer, line.split(), _NAMES), want, why)
+
+
+_WORDS: dict[str, Any] = {  # what a word of a snapshot is, after these values were planted
+    "it": lambda planted: planted[-1],
+    "zero": lambda planted: 0,
+    "count": len,
+    "first": lambda planted: planted[0],
+    "before": lambda planted: planted[-2] if planted[1:] else 0,
+    "low half": lambda planted: planted[-1] & 0xFFFF,
+    "high half": lambda planted: planted[-1] & 0xFFFF0000,
+    "even": lambda planted: planted[-1] & ~1,
+    "positive": lambda planted: planted[-1] & 0x7FFFFFFF,
+}
+
+
+def _located(answer: Any, machine: list[str]) -> object:
+    planted: list[int] = []
+    state: list[int] = [0] * len(machine)
+
+    def plant(value: int) -> list[int]:
+        planted.append(value & 0xFFFFFFFF)
+        state[:] = [_WORDS[word](planted) for word in machine]
+        return state
+
+    return answer(plant)
+
+
+@exercise("51_calibrate: locate")
+def _locate(answer: Any) -> Iterator[Case]:
+    for machine, want, why in (
+        (["zero", "it", "zero"], 1, "nothing else changes"),
+        (["it", "count"], 0, "one word counts"),
+        (["first", "it", "zero"], 1, "one keeps the first value"),
+        (["before", "it"], 1, "one is late"),
+        (["low half", "high half", "it"], 2, "two words have a half of it each"),
+        (["even", "it"], 1, "one loses the lowest bit"),
+        (["it", "positive"], 0, "one loses the highest bit"),
+        (["it", "zero", "it"], LookupError, "there are two, which always agree"),
+        (["before", "first", "count"], LookupError, "it isn't there"),
+        (["low half", "positive", "even"], LookupError, "none has all of it"),
+    ):
+        yield Case(f"locate in a machine of {', '.join(machine)}", partial(_located, answer, machine), want, why)

@@ -380,6 +380,14 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
     ("65_waker: breaks", "sorted(listening & readable))", "[fd])"),
     ("65_waker: breaks", "            waiting = True", "            waiting = True\n            readable.clear()"),
     ("65_waker: breaks", "            readable.discard(fd)", "            pass"),
+    ("66_io_thread: heard", "max(now, arrival) + takes", "now + takes"),
+    ("66_io_thread: heard", "max(now, arrival) + takes", "arrival + takes"),
+    ("66_io_thread: heard", "<= now", "< now"),
+    ("66_io_thread: heard", "untold == every or not waiting", "not waiting"),
+    ("66_io_thread: heard", "untold == every or not waiting", "untold == every"),
+    ("66_io_thread: heard", "            untold = 0\n", ""),
+    ("66_io_thread: heard", "[now] * untold", "[now]"),
+    ("66_io_thread: heard", "untold == every", "n % every == every - 1"),
     ("66_mitigation: waits", "now >= rings", "now > rings"),
     ("66_mitigation: waits", "result.append(0)", "result.append(usec)"),
     (
@@ -390,6 +398,13 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
     ("66_mitigation: waits", "if rings is None or now >= rings:", "rings = rings or usec\n        if rings <= 0:"),
     ("66_mitigation: waits", "rings = now + usec", "rings = (rings or now) + usec"),
     ("66_mitigation: waits", "            rings = now + usec", "            rings = now - now % (usec or 1) + usec"),
+    ("67_handlers: Input", "            self.loop.want_kicks(True)\n", ""),
+    ("67_handlers: Input", "        self.loop.want_kicks(False)\n", ""),
+    ("67_handlers: Input", "\n        self.loop.watch()", ""),
+    ("67_handlers: Input", "            return False", "            return True"),
+    ("67_handlers: Input", "        return True", "        return False"),
+    ("67_handlers: Input", "        return True", "        return self.loop.has_buffer()"),
+    ("67_handlers: Input", "        if not self.loop.has_buffer():", "        if False:"),
     ("70_life: read_back", "if status == 15", "if True"),
     ("70_life: read_back", "if status == 15", "if status & 15 == 15"),
     ("70_life: read_back", "                status |= 64", "                status = 64"),
@@ -635,6 +650,8 @@ RIGHT_TOO = [  # exercise, what is in its answer, and what would do as well
     ("30_threads: reset", "queue.wake()\n    for queue in device.queues:\n", "queue.wake()\n"),
     ("31_inspect: suspect", "if taken != used", "if (taken - used) & 0xFFFF"),
     ("32_own_device: serve", "65536", "4096"),
+    ("67_handlers: Input", "        self.loop.watch()", "        self.loop.read()\n        self.loop.watch()"),
+    ("51_calibrate: locate", "if len(places) != 1", "if len(places) > 1"),
 ]
 
 

@@ -622,6 +622,22 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
         "    spans = sorted(spans)\n"
         "    return sum(max(0, a[1] - b[0]) for a, b in zip(spans, spans[1:]))\n    changes = ",
     ),
+    ("97_memory_map: unclaimed", "at = max(at, last)", "at = last"),
+    ("97_memory_map: unclaimed", "            if first >= end:\n                break\n", ""),
+    ("97_memory_map: unclaimed", "sorted(regions)", "regions"),
+    ("97_memory_map: unclaimed", "if at < first:", "if at <= first:"),
+    ("97_memory_map: unclaimed", "        if at < end:", "        if at <= end:"),
+    ("97_memory_map: unclaimed", "        if at < end:\n            found.append((at, end))\n", ""),
+    ("97_memory_map: unclaimed", "found.append((at, first))", "found = [(at, first)]"),
+    ("98_neighbour: patched", "while total > 0xFFFF", "if total > 0xFFFF"),
+    ("98_neighbour: patched", "    while total > 0xFFFF:\n        total = (total & 0xFFFF) + (total >> 16)\n", ""),
+    ("98_neighbour: patched", 'total += ~int.from_bytes(old[at : at + 2], "big") & 0xFFFF', "pass"),
+    ("98_neighbour: patched", "total += ~int", "total += int"),
+    ("98_neighbour: patched", 'new[at : at + 2], "big"', 'new[at : at + 2], "little"'),
+    ("98_neighbour: patched", "range(0, len(old), 2)", "range(0, 2, 2)"),
+    ("98_neighbour: patched", "total = ~checksum & 0xFFFF", "total = checksum"),
+    ("98_neighbour: patched", "    return ~total", "    return total"),
+    ("98_neighbour: patched", "return ~total & 0xFFFF", "return ~total & 0xFFFF or 0xFFFF"),
 ]
 
 
@@ -652,6 +668,7 @@ RIGHT_TOO = [  # exercise, what is in its answer, and what would do as well
     ("32_own_device: serve", "65536", "4096"),
     ("67_handlers: Input", "        self.loop.watch()", "        self.loop.read()\n        self.loop.watch()"),
     ("51_calibrate: locate", "if len(places) != 1", "if len(places) > 1"),
+    ("97_memory_map: unclaimed", "first >= end", "first > end"),
 ]
 
 

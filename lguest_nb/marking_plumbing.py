@@ -37,6 +37,8 @@ class _Clock:
         part = self.now % _SECOND
         if index == 0x0A:
             return 0x26 | (0x80 if part < _CHANGE or part >= _SECOND - _ANNOUNCED else 0)
+        if index not in _CHANGES:
+            return {0x0B: 0x02, 0x0D: 0x80}.get(index, 0)  # 24 hours, decimal; a good battery
         late = _SECOND if part < _CHANGES[index] else 0
         value = self.time(self.now - late)[2 - index // 2]
         return value // 10 << 4 | value % 10
@@ -47,26 +49,25 @@ def _told(answer: Any, now: int, pauses: dict[int, int]) -> str:
     got = answer(clock.cmos)
     if got in [clock.time(second * _SECOND) for second in range(now // _SECOND, clock.now // _SECOND + 1)]:
         return "a time which it was"
-    return f"{got}, from {clock.time(now)} to {clock.time(clock.now)}"
+    return f"{got}, while it went from {clock.time(now)} to {clock.time(clock.now)}"
 
 
 @exercise("75_rtc: now")
 def _now(answer: Any) -> Iterator[Case]:
-    for now, why in (
-        (-41_400_000_000 + 33_384_500_000, "two digits in each byte, and not a number"),
-        (-150, "the change is announced"),
-        (500, "the seconds have changed, and the minutes haven't"),
-        (1500, "the change isn't over yet"),
-        (-300, "it's enough time to read everything"),
+    for now, begun, why in (
+        (-8_015_500_000, "in the middle of 8:46:24", "two digits in each byte, and not a number"),
+        (-150, "150 µs before 11:00:00", "the change is announced"),
+        (500, "500 µs after 11:00:00", "the seconds have changed, and the minutes haven't"),
+        (1500, "1500 µs after 11:00:00", "the change isn't over yet"),
+        (-300, "300 µs before 11:00:00", "it's enough time to read everything"),
     ):
-        said = f"now(cmos), begun {now} µs after 11:00:00,"
-        yield Case(said, partial(_told, answer, now, {}), "a time which it was", why)
+        yield Case(f"now(cmos), begun {begun},", partial(_told, answer, now, {}), "a time which it was", why)
     for first, second in combinations(range(10), 2):
         for long in (400, 1100):
             pauses = {first: long, second: 3000}
             lost = f"{long} µs lost before access {first + 1} and 3000 before access {second + 1}"
             why = "whoever was interrupted between two accesses can't rely on what came before"
-            said = f"now(cmos), begun at -300 µs, with {lost},"
+            said = f"now(cmos), begun 300 µs before 11:00:00, with {lost},"
             yield Case(said, partial(_told, answer, -300, pauses), "a time which it was", why)
 
 # %% ../nbs/99_marking_plumbing.ipynb #pb000011

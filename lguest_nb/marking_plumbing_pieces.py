@@ -78,9 +78,18 @@ def _erase(answer: Any) -> Iterator[Case]:
         yield Case(said, partial(_erased, answer, kind, ranges, cut), want, why)
 
 # %% ../nbs/99_marking_plumbing_pieces.ipynb #pp000021
+def _cut(answer: Any, packet: bytes, lengths: list[int]) -> str | None:
+    pieces = answer(packet, lengths)
+    if pieces is None:
+        return None
+    whole = b"".join(pieces)
+    rest = "as it came" if whole[:10] + whole[12:] == packet[:10] + packet[12:] else "damaged"
+    return f"{[len(piece) for piece in pieces]}, num_buffers {int.from_bytes(whole[10:12], 'little')}, the rest {rest}"
+
+
 @exercise("27_net_today: spread")
 def _spread(answer: Any) -> Iterator[Case]:
-    header, frame = bytes(range(0xA0, 0xAA)) + b"??", bytes(range(48))
+    packet = bytes(range(0xA0, 0xAA)) + b"??" + bytes(range(48))
     for lengths, want, why in (
         ([1526], [60], "one buffer is enough, and it's the rule"),
         ([30, 30, 30], [30, 30], "two, and not a byte is left for the third"),
@@ -91,14 +100,11 @@ def _spread(answer: Any) -> Iterator[Case]:
         ([12] * 9, [12] * 5, "five of nine"),
         ([30, 29], None, "one byte too much"),
         ([], None, "there is no buffer at all"),
-        ([1] * 300, [1] * 60, "60 is a number of two bytes, too"),
+        ([1] * 300, [1] * 60, "each byte has a buffer of its own"),
     ):
-        pieces = None
-        if want is not None:
-            whole = header[:10] + len(want).to_bytes(2, "little") + frame
-            pieces = [whole[sum(want[:i]) : sum(want[: i + 1])] for i in range(len(want))]
+        found = None if want is None else f"{want}, num_buffers {len(want)}, the rest as it came"
         said = f"spread(a packet of 60 bytes, {lengths if len(lengths) < 20 else '300 times [1]'})"
-        yield Case(said, partial(call, answer, header + frame, lengths), pieces, why)
+        yield Case(said, partial(_cut, answer, packet, lengths), found, why)
 
 
 @exercise("36_measure: compare")

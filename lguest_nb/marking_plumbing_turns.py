@@ -13,7 +13,7 @@ from operator import call
 from typing import Any
 
 from .exercises import Case, exercise
-from .marking_plumbing import _Complaint
+from .marking_plumbing import Complaint
 
 # %% ../nbs/99_marking_plumbing_turns.ipynb #pt000006
 def _vandalised(answer: Any, script: str) -> str:
@@ -58,7 +58,7 @@ class _Guest:
     def stopping(self) -> bool:
         self._looks += 1
         if self._looks > 30:
-            raise _Complaint("it goes on and on")
+            raise Complaint("it goes on and on")
         return self._stopping
 
     def halted(self) -> bool:
@@ -69,7 +69,7 @@ class _Guest:
 
     def run_one(self) -> bool:
         if self._halted:
-            raise _Complaint("a Guest runs which has halted")
+            raise Complaint("a Guest runs which has halted")
         if self._wanted or self._kicks:
             self._wanted, self._kicks = True, max(0, self._kicks - 1)
             return False
@@ -82,13 +82,13 @@ class _Guest:
 
     def sleep(self) -> None:
         if not self._halted or self._pending:
-            raise _Complaint("it sleeps, and there is something to do")
+            raise Complaint("it sleeps, and there is something to do")
         self._sleeps -= 1
         self._pending, self._stopping = (self._sleeps == 0 and self._ends == end for end in (False, True))
 
     def deliver(self) -> None:
         if not self._pending:
-            raise _Complaint("it delivers an interrupt which isn't there")
+            raise Complaint("it delivers an interrupt which isn't there")
         self._pending = self._halted = False
         self.delivered += 1
 
@@ -97,7 +97,7 @@ def _stepped(answer: Any, guest: tuple[int, bool, bool, int, bool]) -> str:
     it = _Guest(*guest)
     try:
         answer(it)
-    except _Complaint as e:
+    except Complaint as e:
         return str(e)
     return f"{it.executed} executed, {it.delivered} delivered"
 
@@ -157,7 +157,7 @@ class _Ears:
 
     def read(self) -> None:
         if not self.buffers or not self.packets:
-            raise _Complaint(f"it reads, and there is no {'packet' if self.buffers else 'buffer'}")
+            raise Complaint(f"it reads, and there is no {'packet' if self.buffers else 'buffer'}")
         self.buffers, self.packets, self.done = self.buffers - 1, self.packets - 1, self.done + 1
 
     def watch(self) -> None:
@@ -175,14 +175,14 @@ def _heard_in(answer: Any, order: str) -> str:
             loop.buffers, loop.packets = loop.buffers + (what == "b"), loop.packets + (what == "p")
             if what == "b" and loop.wanted:
                 if loop.watched:
-                    raise _Complaint("it is kicked, and it listens already")
+                    raise Complaint("it is kicked, and it listens already")
                 device.kicked()
             while loop.watched and loop.packets:
                 before = loop.done
                 loop.watched = bool(device.readable())
                 if loop.watched and loop.done == before:
-                    raise _Complaint("it is asked again and again")
-    except _Complaint as e:
+                    raise Complaint("it is asked again and again")
+    except Complaint as e:
         return str(e)
     return f"{loop.done} read"
 

@@ -106,8 +106,9 @@ def walk_chain(
     readable: list[Segment] = []
     writable: list[Segment] = []
     segments, ram, limit, read = readable, memory.map, memory.limit, DESC.unpack_from
-    base, entries, index = desc, num, head
-    for _ in range(num):
+    base, entries, index, left = desc, num, head, num
+    while left:
+        left -= 1
         address, length, flags, after = read(ram, base + 16 * index)
         if flags > ORDINARY:
             while flags & DESC_INDIRECT:  # a second time round it is a table inside a table, and not allowed

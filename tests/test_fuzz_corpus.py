@@ -66,7 +66,7 @@ def test_the_corpus_is_small_and_complete() -> None:
 
 Owner = type | ModuleType
 MISTAKES: list[tuple[str, Owner, str, str, str]] = [  # target, where, function, and what is wrong instead of what
-    ("walk", vring, "walk_chain", "range(num)", "range(num + 1)"),
+    ("walk", vring, "walk_chain", "head, num", "head, num + 1"),
     ("walk", vring, "walk_chain", "after >= entries", "after > entries"),
     ("walk", vring, "walk_chain", "elif segments is writable:", "elif segments is writable and length:"),
     ("walk", vring, "walk_chain", "length // 16, False", "length // 16, indirect"),

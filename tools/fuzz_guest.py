@@ -193,7 +193,7 @@ class Watched(Virtqueue):
         self.memory.map[:] = bytes(image)
         self.place(RING)
         self.last_avail = self.used_idx = self.start = start
-        self.taken = self.given = self.untold = 0
+        self.taken = self.given = self.untold = self.promised = 0
         self.reported: list[tuple[int, int]] = []
         self.own_fault = False  # has the Guest written our flags?
         self.sleepless.naps = 0
@@ -230,8 +230,11 @@ class Watched(Virtqueue):
         last = self.start + self.taken & 0xFFFF
         (idx,) = struct.unpack_from("<H", self.image, RING.avail + 2)
         (head,) = struct.unpack_from("<H", self.image, RING.avail + 4 + 2 * (last % NUM))
-        if not 0 < (idx - last) % 0x10000 <= NUM or head >= NUM:
+        if not self.promised:  # what one look has seen is there, whatever the index says meanwhile
+            self.promised = (idx - last) % 0x10000
+        if not 0 < self.promised <= NUM or head >= NUM:
             return None
+        self.promised -= 1
         ring = Table(self.image, RING.desc, NUM)
         buffers = by_the_book(ring, partial(Table, self.image), LIMIT, head, self.indirect)
         return buffers and (head, *buffers)

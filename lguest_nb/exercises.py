@@ -111,6 +111,7 @@ _MODULES = (
     "lguest_nb.marking_threads",
     "lguest_nb.marking_host",
     "lguest_nb.marking_hosts",
+    "lguest_nb.marking_hosts_2009",
     "lguest_nb.marking_orders",
     "lguest_nb.marking_plumbing",
     "lguest_nb.marking_plumbing_pieces",

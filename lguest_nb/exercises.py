@@ -116,6 +116,7 @@ _MODULES = (
     "lguest_nb.marking_plumbing",
     "lguest_nb.marking_plumbing_pieces",
     "lguest_nb.marking_plumbing_turns",
+    "lguest_nb.marking_talk",
     "lguest_nb.marking_today",
     "lguest_nb.marking_today_parts",
     "lguest_nb.marking_today_tables",

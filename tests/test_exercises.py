@@ -886,6 +886,12 @@ RIGHT_TOO = [  # exercise, what is in its answer, and what would do as well
     ("67_handlers: Input", "        self.loop.watch()", "        self.loop.read()\n        self.loop.watch()"),
     ("51_calibrate: locate", "if len(places) != 1", "if len(places) > 1"),
     ("97_memory_map: unclaimed", "first >= end", "first > end"),
+    ("48_unicorn: layout", "at += -at % step", "at = (at + step - 1) // step * step"),
+    ("52_cpu: ranges", "return [(0, last)]", "return [(1, 0)]"),
+    ("58_soft_host: run", "if host.pending()", "while host.pending()"),
+    ("68_before: run_guest", "for fd in ready:", "for fd in ready[:1]:"),
+    ("69_today: handler", "(1, 2)", "(2, 1)"),
+    ("94_slow_motion: goes_on", "delay <= when", "delay < when"),
 ]
 
 

@@ -143,6 +143,28 @@ def _diary(answer: Any) -> Iterator[Case]:
     ):
         yield Case(f"diary of {said}, {lines},", partial(call, answer, lines), want, why)
 
+# %% ../nbs/99_marking_hosts_2009.ipynb #ea5e0002
+@exercise("68_strace: asleep")
+def _asleep(answer: Any) -> Iterator[Case]:
+    reads, back = "7 read(3,  <unfinished ...>", '7 <... read resumed>"", 8) = 8'
+    polls = "9 poll([{fd=4}], 1, -1 <unfinished ...>"
+    for said, lines, want, why in (
+        ("nothing", [], {}, "there's nobody"),
+        ("a call", ['7 write(1, "a", 1) = 1'], {}, "it has come back"),
+        ("half a call", [reads], {"7": "read"}, "it hasn't"),
+        ("both halves", [reads, back], {}, "now it has"),
+        ("two threads", [reads, polls], {"7": "read", "9": "poll"}, "both are in there"),
+        ("one of two", [reads, polls, back], {"9": "poll"}, "the other one isn't back"),
+        ("two in one call", [reads, reads.replace("7", "9"), back], {"9": "read"}, "it's thread 7 which is back"),
+        ("a second sleep", [reads, back, reads], {"7": "read"}, "it has gone to sleep once more"),
+        ("a signal", [reads, "7 --- SIGALRM {si_signo=SIGALRM} ---"], {"7": "read"}, "no call comes back by that"),
+        ("an end", [reads, "7 +++ exited with 0 +++"], {}, "it isn't anywhere"),
+        ("a second half alone", [back], {}, "the first was before the trace began"),
+        ("somebody's text", ['7 write(1, "<unfinished ...>", 16) = 16'], {}, "it has come back"),
+        ("many blanks", [reads.replace(" ", "     ", 1)], {"7": "read"}, "the number is made as wide as others"),
+    ):
+        yield Case(f"asleep of {said}, {lines},", partial(call, answer, lines), want, why)
+
 # %% ../nbs/99_marking_hosts_2009.ipynb #74f60013
 @exercise("69_the_change: cost")
 def _cost(answer: Any) -> Iterator[Case]:

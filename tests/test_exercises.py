@@ -855,6 +855,17 @@ WRONG = [  # exercise, and what is wrong instead of what in its answer
     ("69_the_change: cost", ' and " = " not in what', ""),
     ("69_the_change: cost", ' and what not in ("futex", "madvise")', ""),
     ("69_the_change: cost", "ended is not None and ", ""),
+    ("68_strace: asleep", "sleeping.pop(thread, None)", "sleeping.pop(thread)"),
+    ("68_strace: asleep", 'what.endswith("<unfinished ...>")', '"<unfinished ...>" in what'),
+    ("68_strace: asleep", '("<... ", "+++ ")', '"<... "'),
+    ("68_strace: asleep", '("<... ", "+++ ")', '("<... ", "+++ ", "--- ")'),
+    ("68_strace: asleep", "line.split(maxsplit=1)", 'line.split(" ", 1)'),
+    ("68_strace: asleep", 'sleeping[thread] = what.partition("(")[0]', "sleeping[thread] = what"),
+    (
+        "68_strace: asleep",
+        "            sleeping.pop(thread, None)",
+        "            name = what.split()[1]\n            sleeping = {t: c for t, c in sleeping.items() if c != name}",
+    ),
 ]
 
 

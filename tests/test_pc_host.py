@@ -24,6 +24,7 @@ from long_guest import (
     assemble,
     small_pc,
 )
+from support import PATIENCE
 
 from lguest_nb.bus.mmio import LockedReasons
 from lguest_nb.host import Ending, HostError
@@ -31,6 +32,7 @@ from lguest_nb.hosts.pc.cpu import LongCpu
 from lguest_nb.hosts.pc.host import SoftPcHost
 from lguest_nb.hosts.soft import unicorn as u
 from lguest_nb.hosts.soft.engine import Engine
+from lguest_nb.hosts.soft.machine import Timer
 from lguest_nb.hosts.soft.unicorn import ffi
 from lguest_nb.memory import GuestMemory
 from lguest_nb.pc.pic import PicPair
@@ -1209,6 +1211,28 @@ def test_the_time_stamp_counter_counts_nanoseconds() -> None:
         host.run()
         first, last = register(host, u.R12), register(host, u.R13)
     assert before + first <= times[0] <= opened + last
+
+
+def test_an_alarm_which_is_set_while_the_timer_is_closed_does_not_keep_its_thread_asleep() -> None:
+    "The function is at work when `close` comes, and sets an alarm (here: none) when `close` has set the last one."
+    timer, entered, closing = Timer(), threading.Event(), threading.Event()
+
+    def function() -> None:
+        entered.set()
+        closing.wait(PATIENCE)
+        timer.arm(0)
+
+    timer.start(function)
+    timer.arm(1)
+    assert entered.wait(PATIENCE)
+    closer = threading.Thread(target=timer.close, daemon=True)
+    closer.start()
+    while not timer._closing:
+        closer.join(0.001)
+    with timer._lock:  # so `close` has come as far as its wait for the thread
+        closing.set()
+    closer.join(PATIENCE)
+    assert not closer.is_alive()
 
 
 # What it says of itself.

@@ -38,6 +38,7 @@ class Timer:
             raise HostError("Linux gave no timer for the Guest's clock: too many files are open.")
         self._when: Any = ffi.new("struct itimerspec *")
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # of the alarm, which any thread may set
         self._closing = False
 
     def start(self, function: Callable[[], None]) -> None:
@@ -55,14 +56,20 @@ class Timer:
         self,
         nanoseconds: int,  # from now; 0 is never
     ) -> None:
-        "Set the alarm; an earlier one is forgotten."
+        "Set the alarm; an earlier one is forgotten. Any thread; harmless once `close` was called."
+        with self._lock:
+            if not self._closing:
+                self._set(nanoseconds)
+
+    def _set(self, nanoseconds: int) -> None:
         self._when.it_value.tv_sec, self._when.it_value.tv_nsec = divmod(nanoseconds, 10**9)
         self._libc.timerfd_settime(self._fd, 0, self._when, ffi.NULL)
 
     def close(self) -> None:
         "Stop calling, and give everything back."
-        self._closing = True
-        self.arm(1)
+        with self._lock:
+            self._closing = True
+            self._set(1)
         if self._thread is not None:
             self._thread.join()
         os.close(self._fd)

@@ -1,7 +1,7 @@
 # lguest-nb. `make` alone lists what there is; `make boot` and `make test` need no other set-up.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help boot debian lab test lint export picture run-notebooks docs docs-serve bench bench-before fuzz torture classroom clean bench-debian soak
+.PHONY: help boot debian kvm lab test lint export picture run-notebooks docs docs-serve bench bench-before fuzz torture classroom clean bench-debian soak
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,6 +34,9 @@ boot: $(VENV)/.run-time ## boot the tiny Guest: a prompt on a terminal, else a v
 
 debian: $(VENV)/.run-time ## make a Guest of Debian's own kernel and boot it: a shell on a terminal, else a visit as above
 	@$(PY) tools/debian.py
+
+kvm: $(VENV)/.run-time ## the same on /dev/kvm; where the processor has no virtualization, on that of one which QEMU emulates
+	@$(PY) tools/kvm.py
 
 lab: $(VENV)/.live ## JupyterLab with the notebooks: a Guest you can type into and watch
 	@$(PY) -m jupyterlab $(LAB_OPTIONS) $(NOTEBOOK)

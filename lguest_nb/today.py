@@ -65,6 +65,8 @@ class RegisterBus(Protocol):
 class PcHost(Host, Protocol):
     "A Host for the Guests of today."
 
+    clock_words: str  # for the kernel's command line: how fast the time-stamp counter is, unless it's told otherwise
+
     def start(
         self,
         memory: GuestMemory,  # with kernel, boot parameters and tables in place

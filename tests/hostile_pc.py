@@ -8,9 +8,9 @@ import os
 import sys
 
 from lguest_nb.block import Block
+from lguest_nb.cli import make_pc_host
 from lguest_nb.console import Console
 from lguest_nb.device import Device
-from lguest_nb.hosts.pc.host import SoftPcHost
 from lguest_nb.net import Net
 from lguest_nb.pc.launcher import PcLauncher
 from lguest_nb.rng import Rng
@@ -42,11 +42,11 @@ def warn_again(device: Device) -> None:
     device.changed = changed
 
 
-def main(guest: str, disk: str, how: str, network: str, keys: str, screen: str) -> None:
-    "Paths of the Guest and its disk; how the latter is opened; descriptors."
+def main(guest: str, disk: str, how: str, network: str, keys: str, screen: str, host: str = "soft") -> None:
+    "Paths of the Guest and its disk; how the latter is opened; descriptors; who runs the CPU."
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sys.setswitchinterval(0.0005)
-    with PcLauncher(16, SoftPcHost(), os.dup(1), os.dup(0)) as launcher:
+    with PcLauncher(16, make_pc_host(host), os.dup(1), os.dup(0)) as launcher:
         block = Block(disk, read_only=how == "ro")
         for device in (Counter(), Console(int(keys), int(screen)), block, Net(int(network))):
             launcher.add(device)

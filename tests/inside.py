@@ -197,14 +197,14 @@ class Talk:
 class Inside(Talk):
     "One process with one Guest in it, which has one device of each kind."
 
-    def __init__(self, folder: Path, how: str = "rw") -> None:
+    def __init__(self, folder: Path, how: str = "rw", host: str = "soft") -> None:
         self.disk = folder / "disk"
         self.disk.write_bytes(DISK)
         self.cable, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         keys, self.keyboard = os.pipe()
         self.screen, screen = os.pipe()
         given = (theirs.fileno(), keys, screen)
-        words = [str(build_guest()), str(self.disk), how, *map(str, given)]
+        words = [str(build_guest()), str(self.disk), how, *map(str, given), host]
         program = Path(__file__).with_name("hostile_pc.py")
         try:
             super().__init__([sys.executable, str(program), *words], folder / "log", pass_fds=given)

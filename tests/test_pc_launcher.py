@@ -259,7 +259,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            ("--host=kvm", "There is no Host on /dev/kvm yet. Use --host=soft."),
             ("--host=lguest", "/dev/lguest runs 32-bit kernels with lguest support, and this is a 64-bit one"),
             ("--gdb=0", "--gdb can look into 32-bit Guests only, and this is a 64-bit kernel."),
         ],

@@ -85,9 +85,10 @@ def prove_rng(session: Session) -> str:
 def visit_debian(
     guest: DebianGuest,
     network: Network | None,
+    shell: Callable[[list[str]], Session] = Shell,  # who types
 ) -> dict[str, bool]:  # device → was it proved
     "Pay Debian's kernel a visit. Raises `GuestLost`."
-    session = Shell(command_line(guest, network))
+    session = shell(command_line(guest, network))
     proofs: dict[str, Callable[[], str]] = {
         "console": lambda: prove_console(session),
         "block": lambda: prove_block(session, guest),

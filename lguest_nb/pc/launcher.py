@@ -25,7 +25,7 @@ log = logging.getLogger("lguest_nb")
 # %% ../../nbs/79_pc_launcher.ipynb #577ddada
 MEMORY_MAX_MB = SLOT_BASE >> 20
 WORDS = (
-    "console=hvc0 earlycon=uart8250,io,0x3f8 nolapic noapic pci=off tsc=reliable tsc_early_khz=1000000 "
+    "console=hvc0 earlycon=uart8250,io,0x3f8 nolapic noapic pci=off "
     "no_timer_check noreplace-smp cryptomgr.notests panic=-1 reboot=panic_warm"
 )
 
@@ -41,9 +41,10 @@ def pc_memory_bytes(
 
 def with_words(
     command_line: str,  # the user's
+    clock_words: str,  # the Host's, about its time-stamp counter; perhaps none
 ) -> str:
     "The whole command line: what a kernel has to know about this PC, and then the user's own words."
-    return f"{WORDS} {command_line}".rstrip()
+    return " ".join(words for words in (WORDS, clock_words, command_line) if words)
 
 # %% ../../nbs/79_pc_launcher.ipynb #02942ccd
 _WARM_BOOT_AT, _WARM = 0x472, 0x1234
@@ -79,7 +80,7 @@ class PcLauncher(BaseLauncher):
         tell: Tell = quietly,  # how far it is
     ) -> None:
         "Put kernel, initrd and tables into memory. After the devices are added. Raises `LoadError`."
-        words = with_words(command_line)
+        words = with_words(command_line, self.host.clock_words)
         log.info("command line: %s", words)
         rsdp = place_acpi(self.memory, [MmioSlot(slot.address, SLOT_SIZE, slot.irq) for slot in self.bus.slots])
         self.boot = load_linux64(self.memory, kernel, words, initrd, rsdp, tell)

@@ -309,6 +309,8 @@ class Verbs(Answering):
 class SoftPcHost(Verbs):
     "A Host in software for the Guests of today. See `lguest_nb.today.PcHost`."
 
+    clock_words = "tsc=reliable tsc_early_khz=1000000"  # it counts the nanoseconds of CLOCK_MONOTONIC
+
     def run(self) -> Ending:
         "Run the Guest until it ends. Raises `HostError`, and what the Bus raised."
         cpu = self._started()

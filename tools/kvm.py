@@ -1,7 +1,8 @@
-"""Boot Debian's own kernel on /dev/kvm, with a visit that proves each device, and measure a kick.
+"""Boot Debian's own kernel on /dev/kvm, with a visit that proves each device.
 
-Where the processor has virtualization that happens here. Elsewhere QEMU is the machine: its emulator has AMD's
-virtualization, so Debian's kernel on it has a real KVM, and on that runs the package, in an image of Debian's packages.
+Where the processor has virtualization that happens here, and a kick is measured, too. Elsewhere QEMU is the machine:
+its emulator has AMD's virtualization, so Debian's kernel on it has a real KVM, and on that runs the package, in an
+image of Debian's packages.
 The files are in build/kvm and build/debian. The exit status is 0 only if all that was possible was proved; what REQUIRE
 names (of net,block,rng,console) must have been possible.
 """
@@ -83,14 +84,8 @@ sys.exit(main())
 # On a machine with a KVM.
 
 PINGS = 2000
-WINDOW = 511 << 21  # a small Guest has a gigabyte mapped, and all registers are above: its last two megabytes show them
+BELL = 0x3000_0050  # where a small Guest has no RAM, and its page tables do not end yet
 PING = f"""
-    mov %cr3, %rax              # down the tables: the first one's first entry, and so on
-    mov (%rax), %eax
-    and $-4096, %eax
-    mov (%rax), %eax
-    and $-4096, %eax
-    movl $0xd0000083, 8*511(%rax)
     mov $0x11, %al              # both interrupt controllers: vectors from 0x20, and line 5 alone
     out %al, $0x20
     mov $0x20, %al
@@ -109,7 +104,7 @@ PING = f"""
     shr $16, %eax
     mov %ax, 6(%rdi)
     lidt table(%rip)
-    mov ${WINDOW + 0x50:#x}, %edi
+    mov ${BELL:#x}, %edi
     mov ${PINGS}, %ebx
 again:
     movl $1, (%rdi)
@@ -156,7 +151,7 @@ def measure_kicks() -> str:
             host.interrupt(5)
 
     host.start(memory, boot, Off(host))
-    host.attach_eventfd(0xD000_0050, kicks, 1)
+    host.attach_eventfd(BELL, kicks, 1)
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     watch = threading.Timer(PATIENCE / 10, host.end, [Ending("died", "its interrupts do not come")])
@@ -200,11 +195,13 @@ class OnKvm(DebianGuest):
 
 def here(
     required: Sequence[str],  # devices which must have been proved
+    emulated: bool,  # and what is measured means nothing
 ) -> int:  # exit status
     "Measure and visit, on this machine's KVM."
     try:
         open_kvm().close()
-        print(f"kick, service, interrupt, {measure_kicks()}.", flush=True)
+        if not emulated:
+            print(f"kick, service, interrupt, {measure_kicks()}.", flush=True)
     except HostError as e:
         print(e, file=sys.stderr)
         return 1
@@ -360,12 +357,12 @@ def main() -> int:
     required = required_devices(DEVICES)
     end_by_exception()
     if sys.argv[1:] == [HERE]:
-        return here(required)
+        return here(required, emulated=True)
     try:
         with Meter(sys.stderr) as meter:
             guest = build(DIRECTORY, tell=meter)
             if runs_linux():
-                return here(required)
+                return here(required, emulated=False)
             MACHINE.mkdir(parents=True, exist_ok=True)
             write_machine(MACHINE, guest, meter)
     except LguestError as e:

@@ -252,6 +252,7 @@ class Vm(KvmFile):
 # %% ../../../nbs/83_kvm.ipynb #fdd2b203
 _CPUID_ENTRIES = 256  # KVM_MAX_CPUID_ENTRIES
 _ALONE, _HTT = 1 << 16, 1 << 28  # CPUID 1: one logical processor in EBX; in EDX, there are several
+_HYPERVISOR = 1 << 31  # in ECX of the same: there is somebody below who answers at 0x40000000
 _TOPOLOGY = (0x0B, 0x1F)  # leaves which have the processor's number in EDX
 _KVM_FEATURES, _CLOCKS = 0x4000_0001, 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24  # kvm-clock, twice; no delays; it is stable
 _MISC_ENABLE, _FAST_STRINGS = 0x1A0, 1
@@ -270,6 +271,7 @@ def cpuid_for_one(
     for leaf in table.entries[0 : table.nent]:
         if leaf.function == 1:
             leaf.ebx, leaf.edx = leaf.ebx & 0xFFFF | _ALONE, leaf.edx & ~_HTT
+            leaf.ecx |= _HYPERVISOR
         elif leaf.function in _TOPOLOGY:
             leaf.edx = 0
         elif leaf.function == _KVM_FEATURES:

@@ -111,7 +111,7 @@ class TestOptions:
 
     def test_verbose_says_what_happens_in_order(self, tmp_path: Path) -> None:
         (tmp_path / "disk").write_bytes(DISK)
-        line = [*COMMAND, "-v", "--rng", "--block=disk,ro", "16", build_guest(), SHELL, "and more"]
+        line = [*COMMAND, "-v", "--host=soft", "--rng", "--block=disk,ro", "16", build_guest(), SHELL, "and more"]
         done = subprocess.run(line, input=f"{POWER_OFF}\n", capture_output=True, text=True, cwd=tmp_path, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
         *first, last = done.stdout.splitlines()
@@ -119,7 +119,7 @@ class TestOptions:
         assert first[:3] == [
             "device 1: rng",
             "device 2: virtblock 4 sectors, read-only",
-            f"command line: {with_words(SHELL)} and more",
+            f"command line: {with_words(SHELL, SoftPcHost.clock_words)} and more",
         ]
         assert first[-2].startswith("64-bit kernel: entry 0x1") and first[-1].startswith("Guest: 0x1000000 bytes")
 

@@ -46,9 +46,8 @@ makes such a Guest of Debian's packages.
                    where Python looks, and in the current directory
   --initrd=FILE    an initial RAM disk
   --host=HOST      who runs the CPU: soft (in this process), kvm (/dev/kvm, 64-bit kernels),
-                   lguest (/dev/lguest, 32-bit), auto (the default: kvm for a 64-bit kernel
-                   where the processor has virtualization, else soft; /dev/lguest where there
-                   is no Unicorn)
+                   lguest (/dev/lguest, 32-bit), auto (the default: soft; /dev/lguest where
+                   there is no Unicorn)
   --stats          at the end, what the soft Host did and what it cost
   --trace[=FILE]   write down kicks, chains, interrupts and resets, with times: to stderr, or to
                    FILE; if its name ends in .json, for Perfetto (ui.perfetto.dev)

@@ -71,15 +71,13 @@ def make_pc_host(
     name: str,  # auto, soft or kvm
 ) -> PcHost:
     "For a kernel of today. Raises `HostError` if it cannot be had on this machine."
-    from lguest_nb.hosts.kvm.host import KvmPcHost
-    from lguest_nb.hosts.kvm.vm import has_virtualization, open_kvm, runs_linux
-
     if name == "kvm":
+        from lguest_nb.hosts.kvm.host import KvmPcHost
+        from lguest_nb.hosts.kvm.vm import has_virtualization, open_kvm
+
         open_kvm().close()  # or say why not, before anything has begun
         if not has_virtualization():
             log.warning("This processor has neither vmx nor svm: a kernel will hardly get anywhere on its /dev/kvm.")
-        return KvmPcHost()
-    if name == "auto" and runs_linux():
         return KvmPcHost()
     from lguest_nb.hosts.pc.host import SoftPcHost
 

@@ -161,7 +161,7 @@ def has_virtualization(
 
 
 def runs_linux() -> bool:
-    "Is there a KVM which a stock kernel can be put on? What `--host=auto` asks."
+    "Is there a KVM which a stock kernel can be put on?"
     if not has_virtualization():
         return False
     try:

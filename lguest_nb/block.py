@@ -15,7 +15,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
-
 from typing import Literal
 
 from . import block_today as today

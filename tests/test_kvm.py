@@ -329,6 +329,19 @@ class TestAnswers:
 
 # Doorbells and lines.
 
+HALTS = f"""
+    sti
+    hlt
+    cli
+    dec %ebx                    # as often as it says, from `again` on
+    jnz again
+    {OFF}
+handler:
+    push %rax
+    send 0x20, 0x20
+    pop %rax
+    iretq
+"""
 PINGS = 200
 PING = f"""
     controllers 0xdf
@@ -338,17 +351,7 @@ PING = f"""
     mov ${PINGS}, %ebx
 again:
     movl $1, (%rdi)             # a kick; its interrupt ends the HLT
-    sti
-    hlt
-    cli
-    dec %ebx
-    jnz again
-    {OFF}
-handler:
-    push %rax
-    send 0x20, 0x20
-    pop %rax
-    iretq
+    {HALTS}
 """
 KICK = f"mov ${NOTIFY}, %edi; movl $0, (%rdi); movl $1, (%rdi); movl $1, (%rdi); movw $1, (%rdi)\n"
 
@@ -422,17 +425,7 @@ class TestEventfds:
             send 0x40, 0x04         # a millisecond
             mov $3, %ebx
         again:
-            sti
-            hlt
-            cli
-            dec %ebx
-            jnz again
-            {OFF}
-        handler:
-            push %rax
-            send 0x20, 0x20
-            pop %rax
-            iretq
+            {HALTS}
         """
         with board(program) as (host, _, bus):
             assert host.run() == Ending("stopped")

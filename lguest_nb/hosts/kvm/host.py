@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from ...host import Ending, HostError
-from .vm import LINES, KvmFile, Vcpu, Vm, open_kvm
+from .vm import KvmFile, Vcpu, Vm, open_kvm
 from ...knock import KNOCK, knock_handler
 from ...memory import GuestMemory
-from ...today import RAM_END, LongBoot, RegisterBus, nothing_there
+from ...today import LongBoot, RegisterBus, check_line, check_ram, nothing_there
 from ...vring import full_barrier
 
 # %% ../../../nbs/84_kvm_host.ipynb #09e77ca8
@@ -90,9 +90,7 @@ class KvmVerbs:
         "Build the machine, and be the thread which runs it. Raises `HostError`."
         if self._vm is not None:
             raise HostError("This Host has been started already; a second Guest needs a second Host.")
-        if memory.limit > RAM_END:
-            most, asked = RAM_END >> 20, -(-memory.limit >> 20)  # rounded up, so that it is more
-            raise HostError(f"A Guest of today can have {most} MB of memory at most, not {asked} MB.")
+        check_ram(memory)
         with ExitStack() as held:
             knock_handler.take()
             held.callback(knock_handler.give_back)
@@ -132,8 +130,7 @@ class KvmVerbs:
         irq: int,  # a line of the interrupt controller: 0 to 15; nothing is heard of 2
     ) -> None:
         "A pulse on that line. Any thread; harmless once the Guest has ended. Raises `HostError` for others."
-        if not 0 <= irq < LINES:
-            raise HostError(f"There is no interrupt {irq}: a PC has lines from 0 to {LINES - 1}.")
+        check_line(irq)
         with self._lock:
             if self._vm is not None and irq in self._vm.lines:
                 os.eventfd_write(self._vm.lines[irq], 1)

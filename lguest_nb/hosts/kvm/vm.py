@@ -7,7 +7,7 @@ __all__ = ['ffi', 'KVM_GET_API_VERSION', 'KVM_CREATE_VM', 'KVM_CHECK_EXTENSION',
            'KVM_GET_SUPPORTED_CPUID', 'KVM_CREATE_VCPU', 'KVM_SET_TSS_ADDR', 'KVM_CREATE_IRQCHIP', 'KVM_RUN',
            'KVM_SET_USER_MEMORY_REGION', 'KVM_IRQFD', 'KVM_CREATE_PIT2', 'KVM_IOEVENTFD', 'KVM_GET_REGS',
            'KVM_SET_REGS', 'KVM_GET_SREGS', 'KVM_SET_SREGS', 'KVM_SET_MSRS', 'KVM_SET_CPUID2', 'API_VERSION', 'NEEDED',
-           'LINES', 'request', 'KvmFile', 'open_kvm', 'has_virtualization', 'runs_linux', 'Vm', 'cpuid_for_one', 'Vcpu']
+           'request', 'KvmFile', 'open_kvm', 'has_virtualization', 'runs_linux', 'Vm', 'cpuid_for_one', 'Vcpu']
 
 # %% ../../../nbs/83_kvm.ipynb #3d0633db
 import errno
@@ -22,7 +22,7 @@ from cffi import FFI
 
 from ...host import HostError
 from ...memory import GuestMemory
-from ...today import CODE_SELECTOR, DATA_SELECTOR, LongBoot
+from ...today import CODE_SELECTOR, DATA_SELECTOR, LINES, LongBoot
 
 # %% ../../../nbs/83_kvm.ipynb #eea47e41
 ffi = FFI()
@@ -171,7 +171,6 @@ def runs_linux() -> bool:
         return False
 
 # %% ../../../nbs/83_kvm.ipynb #7a8a19f3
-LINES = 16  # of a pair of 8259A
 _CASCADE = 2  # the line where the second one sits
 _TSS_AT = 0xFFFB_D000  # Guest-physical: three pages
 _SPEAKER = 1  # KVM_PIT_SPEAKER_DUMMY
